@@ -1,0 +1,61 @@
+# All that is needed to build, test and show nestdbg. "make help" lists it.
+
+GO      ?= go
+FUZZTIME ?= 30s
+
+# nestdbg has to be a static program: the lab runs it as init of its machines.
+# Tests are built in the same way, so that there is one build cache.
+export CGO_ENABLED = 0
+
+# Tests that boot machines are in one package; everything else is a unit test.
+LAB_TESTS  = ./lab/tests
+unit_tests = $$($(GO) list ./... | grep -v '/lab/tests$$')
+
+START := $(shell date +%s)
+took   = @echo "make $@: done in $$(( $$(date +%s) - $(START) )) s"
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build test demo check fmt-check vet unit race bench fuzz clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+deps: ## Install from Debian what is missing here, and say what
+	@scripts/deps
+
+build: deps ## Build bin/nestdbg
+	$(GO) build -trimpath -o bin/nestdbg ./cmd/nestdbg
+
+test: build check ## Everything: formatting, vet, unit tests, tests on real nested guests
+	$(GO) test -count=1 -timeout=20m $(LAB_TESTS)
+	$(took)
+
+demo: build ## Boot a nested guest, debug it with gdb, end it
+	@bash lab/demo.sh
+	$(took)
+
+check: fmt-check vet unit ## The quick part of test: formatting, vet, unit tests
+
+fmt-check:
+	@bad=$$(gofmt -l .); [ -z "$$bad" ] || { echo "not formatted (gofmt -w): $$bad" >&2; exit 1; }
+
+vet:
+	$(GO) vet ./...
+
+unit: deps
+	$(GO) test $(unit_tests)
+
+race: deps ## Unit tests under the race detector
+	CGO_ENABLED=1 $(GO) test -race $(unit_tests)
+
+bench: build ## Benchmarks of the packages, then figures on a real nested guest
+	$(GO) test -run='^$$' -bench=. $(unit_tests)
+	$(GO) run ./lab/bench
+	$(took)
+
+fuzz: ## Run every fuzz target for FUZZTIME (30s)
+	@GO='$(GO)' scripts/fuzz $(FUZZTIME)
+	$(took)
+
+clean: ## Remove what was built
+	rm -rf bin

@@ -1,0 +1,221 @@
+// Package cli is the command line: it opens a target, asks the session and
+// renders reports. gdb's "monitor" runs the same commands on the session that
+// the gdb server holds.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"regexp"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+	"nestdbg/internal/report"
+	"nestdbg/internal/session"
+	"nestdbg/internal/target"
+)
+
+// The exit statuses of nestdbg.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// Run executes a command line and returns the exit status.
+func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	a := &app{in: in, out: out, errOut: errOut}
+	root := a.root()
+	root.AddCommand(a.serveCommand(), a.gdbCommand(), newLabCommand())
+	checkArgs(root)
+	root.SetArgs(splitExamine(args))
+	err := root.ExecuteContext(ctx)
+	a.close()
+	if err == nil {
+		return exitDone
+	}
+	var status exitStatus
+	if errors.As(err, &status) {
+		return int(status)
+	}
+	fmt.Fprintf(errOut, "nestdbg: %v\n", err)
+	if isUsage(err) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// exitStatus is the end of a program that was started for the person, whose
+// status becomes ours.
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// usageError is a question that cannot be asked like that.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// checkArgs makes arguments that a command of the tree refuses wrong usage.
+func checkArgs(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			err := check(c, args)
+			if err == nil || isUsage(err) {
+				return err
+			}
+			return usagef("%s: %w; usage: %s", c.Name(), err, c.UseLine())
+		}
+	}
+	for _, sub := range c.Commands() {
+		checkArgs(sub)
+	}
+}
+
+// isUsage reports whether the person's words are what is wrong: the command
+// line, a machine that does not exist, an address that does not translate, a
+// target that cannot be used as it is.
+func isUsage(err error) bool {
+	var usage usageError
+	var unknown *session.UnknownMachineError
+	return errors.As(err, &usage) || errors.As(err, &unknown) ||
+		errors.Is(err, mem.ErrFault) || target.IsUsage(err)
+}
+
+// examineWord is gdb's spelling of the command x with its format.
+var examineWord = regexp.MustCompile(`^x/[0-9]*[a-z]*$`)
+
+// splitExamine turns gdb's spelling "x/16gx" into a command and its format.
+func splitExamine(args []string) []string {
+	for i, s := range args {
+		value := i > 0 && slices.Contains([]string{"-t", "--target", "-m", "--machine", "--symbols"}, args[i-1])
+		if s == "--" {
+			break
+		}
+		if examineWord.MatchString(s) && !value {
+			return slices.Concat(args[:i], []string{"x", s[1:]}, args[i+1:])
+		}
+	}
+	return args
+}
+
+// app is one invocation: its flags, and the target once it is open.
+type app struct {
+	in          io.Reader
+	out, errOut io.Writer
+
+	targetSpec string
+	machine    string
+	json       bool
+	symbols    []string
+	debuginfod bool
+	verbose    bool
+
+	live *target.Live
+	// session is what is looked at; for "monitor" it is the gdb server's.
+	session  *session.Session
+	debugger *session.Debugger // only for "monitor"
+}
+
+func (a *app) root() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "nestdbg",
+		Short: "Debug nested guests: the virtual machines inside a machine that QEMU runs",
+		Long: `nestdbg debugs every layer of a machine that QEMU runs: the hypervisor in it (l1)
+and the guests of that hypervisor (vm0, vm1, ...), with memory through both stages
+of page tables, registers, symbols with KASLR on, breakpoints that belong to one
+machine, and stock gdb in front. QEMU, gdb, hypervisor and guests are unmodified.
+
+Addresses are virtual, in hexadecimal; "pa:0x1000" is physical; "schedule+0x10" is
+a symbol; "$pc" and other registers of the chosen CPU work too.`,
+		SilenceUsage: true, SilenceErrors: true,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("there is no command %q; %s --help lists them", args[0], c.Use)
+			}
+			return c.Help()
+		},
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	c.SetIn(a.in)
+	c.SetOut(a.out)
+	c.SetErr(a.errOut)
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	f := c.PersistentFlags()
+	f.StringVarP(&a.targetSpec, "target", "t", "", "QEMU's PID or QMP socket (default: the only QEMU of this user)")
+	f.StringVarP(&a.machine, "machine", "m", "", "machine: l1, vm0, vm1, ... (default: the only nested machine)")
+	f.BoolVar(&a.json, "json", false, "answer in JSON")
+	f.StringArrayVar(&a.symbols, "symbols", nil, "directory with debug information, searched first (repeatable)")
+	f.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done, on standard error")
+	c.AddCommand(a.inspectCommands()...)
+	return c
+}
+
+// log writes to standard error, and only what matters unless asked for more.
+func (a *app) log() *slog.Logger {
+	level := slog.LevelWarn
+	if a.verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(a.errOut, &slog.HandlerOptions{Level: level}))
+}
+
+// open opens the target without looking at it.
+func (a *app) open(ctx context.Context) error {
+	if a.session != nil {
+		return nil
+	}
+	live, err := target.Open(ctx, a.targetSpec)
+	if err != nil {
+		return err
+	}
+	a.live, a.session = live, session.New(live)
+	return nil
+}
+
+// look opens the target and looks at it, unless the gdb server did.
+func (a *app) look(ctx context.Context, effort session.Effort) error {
+	if err := a.open(ctx); err != nil {
+		return err
+	}
+	if a.debugger != nil && a.debugger.Tower() != nil {
+		return nil
+	}
+	_, err := a.session.Look(ctx, effort)
+	return err
+}
+
+// lookAt is look, and the machine that the person means.
+func (a *app) lookAt(ctx context.Context) (*machine.Machine, error) {
+	if err := a.look(ctx, session.Full); err != nil {
+		return nil, err
+	}
+	return a.session.Machine(a.machine)
+}
+
+// close lets go of the target. For "monitor" it is the server's.
+func (a *app) close() {
+	if a.live != nil && a.debugger == nil {
+		if err := a.live.Close(); err != nil {
+			fmt.Fprintf(a.errOut, "nestdbg: %v\n", err)
+		}
+	}
+}
+
+// show renders a report as the person wants it.
+func (a *app) show(r report.Report) error {
+	if a.json {
+		return report.JSON(a.out, r)
+	}
+	r.Text(a.out)
+	return nil
+}

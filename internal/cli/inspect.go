@@ -1,0 +1,272 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+	"nestdbg/internal/paging"
+	"nestdbg/internal/report"
+	"nestdbg/internal/session"
+)
+
+// inspectCommands are the commands that look and change nothing about how the
+// machine runs. They work from the command line and behind "monitor".
+func (a *app) inspectCommands() []*cobra.Command {
+	return append(a.kernelCommands(),
+		a.statusCommand(), a.regsCommand(), a.examineCommand(), a.vtopCommand(), a.mapsCommand(), a.writeCommand(),
+	)
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "The tower: QEMU, every machine, what each CPU does now", Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := a.look(c.Context(), session.Full); err != nil {
+				return err
+			}
+			return a.show(a.status(c.Context()))
+		},
+	}
+}
+
+func (a *app) status(ctx context.Context) *report.Status {
+	info, ram := a.live.Info(), a.live.RAM()
+	q := report.QEMU{Version: info.Version, Accel: info.Accel, PID: info.PID, Machine: info.MachineType,
+		Name: info.Name, QMP: info.QMP.String()}
+	if !info.Stub.IsZero() {
+		q.Stub = info.Stub.String()
+	}
+	st := report.NewStatus(a.session, q, report.RAM{Source: ram.Source(), File: ram.File(), Size: ram.Size()})
+	for _, p := range a.live.Problems() {
+		st.Problems = append(st.Problems, string(p))
+	}
+	return st
+}
+
+// cpuFlag adds --cpu to a command.
+func cpuFlag(c *cobra.Command, index *int) {
+	c.Flags().IntVar(index, "cpu", -1, "CPU of the machine (default: one that runs, else the first)")
+}
+
+// cpu finds the CPU that a person chose, or a good one.
+func cpu(m *machine.Machine, index int) (*machine.CPU, error) {
+	if index >= 0 {
+		if c, ok := m.CPU(index); ok {
+			return c, nil
+		}
+		return nil, usagef("%s has no CPU %d; it has %d", m.Name, index, len(m.CPUs))
+	}
+	for _, c := range m.CPUs {
+		if c.On >= 0 {
+			return c, nil
+		}
+	}
+	if len(m.CPUs) == 0 {
+		return nil, fmt.Errorf("no CPU of %s is known", m.Name)
+	}
+	return m.CPUs[0], nil
+}
+
+func (a *app) regsCommand() *cobra.Command {
+	var index int
+	var all bool
+	c := &cobra.Command{
+		Use: "regs", Short: "Registers of every CPU of a machine, hidden ones included", Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			m, err := a.lookAt(c.Context())
+			if err != nil {
+				return err
+			}
+			cpus := m.CPUs
+			if index >= 0 {
+				one, err := cpu(m, index)
+				if err != nil {
+					return err
+				}
+				cpus = []*machine.CPU{one}
+			}
+			return a.show(report.NewRegisters(m, cpus, all))
+		},
+	}
+	c.Flags().IntVar(&index, "cpu", -1, "only this CPU of the machine")
+	c.Flags().BoolVar(&all, "all", false, "floating point and vector registers too")
+	return c
+}
+
+func (a *app) examineCommand() *cobra.Command {
+	var index int
+	c := &cobra.Command{
+		Use:     "x [/FORMAT] ADDRESS",
+		Short:   "Memory, in gdb's formats: x/16gx, x/s, x/8i",
+		Example: "  nestdbg x/8i '$pc'\n  nestdbg -m l1 x/4gx pa:0x1000\n  nestdbg x/s linux_banner",
+		Args:    cobra.RangeArgs(1, 2),
+		RunE: func(c *cobra.Command, args []string) error {
+			text := ""
+			if s, ok := strings.CutPrefix(args[0], "/"); ok {
+				text, args = s, args[1:]
+			}
+			if len(args) != 1 {
+				return usagef("x takes one address, after an optional format such as /16gx")
+			}
+			f, err := report.ParseFormat(text)
+			if err != nil {
+				return usageError{err}
+			}
+			return a.examine(c.Context(), index, f, args[0])
+		},
+	}
+	cpuFlag(c, &index)
+	return c
+}
+
+func (a *app) examine(ctx context.Context, index int, f report.Format, where string) error {
+	m, err := a.lookAt(ctx)
+	if err != nil {
+		return err
+	}
+	one, err := cpu(m, index)
+	if err != nil {
+		return err
+	}
+	at, err := a.resolve(m, one, where)
+	if err != nil {
+		return err
+	}
+	r := &report.Memory{Machine: m.Name, Space: "va"}
+	e := report.Examiner{Arch: m.Arch}
+	if at.physical {
+		r.Space = "pa"
+		e.Read = func(p []byte, addr uint64) (int, error) { return m.Phys.ReadPhys(p, mem.Phys(addr)) }
+	} else {
+		v, err := a.session.VirtMemory(m, one)
+		if err != nil {
+			return err
+		}
+		e.Read = func(p []byte, addr uint64) (int, error) { return v.ReadVirt(p, mem.Virt(addr)) }
+		k, _ := a.session.Kernel(m)
+		e.Symbol = func(addr uint64) string { return report.Symbol(k, addr) }
+	}
+	e.Examine(r, f, at.value)
+	if len(r.Lines) == 0 && !a.json {
+		return usagef("%s", r.Fault)
+	}
+	if err := a.show(r); err != nil {
+		return err
+	}
+	if len(r.Lines) == 0 {
+		return exitStatus(exitUsage)
+	}
+	return nil
+}
+
+func (a *app) vtopCommand() *cobra.Command {
+	var index int
+	c := &cobra.Command{
+		Use: "vtop ADDRESS", Short: "Every page-table entry of both stages behind an address", Args: oneArg("an address"),
+		RunE: func(c *cobra.Command, args []string) error {
+			m, err := a.lookAt(c.Context())
+			if err != nil {
+				return err
+			}
+			one, err := cpu(m, index)
+			if err != nil {
+				return err
+			}
+			at, err := a.resolve(m, one, args[0])
+			if err != nil {
+				return err
+			}
+			offset := a.live.RAM().FileOffset
+			if at.physical {
+				return a.showVTop(report.NewPTop(m, mem.Phys(at.value), offset))
+			}
+			space, err := m.Space(one)
+			if err != nil {
+				return err
+			}
+			return a.showVTop(report.NewVTop(m, space, at.value, offset))
+		},
+	}
+	cpuFlag(c, &index)
+	return c
+}
+
+// showVTop shows a walk; one that ends early answers a question that could not
+// be answered.
+func (a *app) showVTop(v *report.VTop) error {
+	if err := a.show(v); err != nil {
+		return err
+	}
+	if v.Fault != "" {
+		return exitStatus(exitUsage)
+	}
+	return nil
+}
+
+func (a *app) mapsCommand() *cobra.Command {
+	var index, stage, limit int
+	c := &cobra.Command{
+		Use: "maps [FIRST [LAST]]", Short: "A machine's address space as ranges: virtual, physical, parent's physical",
+		Args: cobra.MaximumNArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			m, err := a.lookAt(c.Context())
+			if err != nil {
+				return err
+			}
+			one, err := cpu(m, index)
+			if err != nil {
+				return err
+			}
+			space, err := stageSpace(m, one, stage)
+			if err != nil {
+				return err
+			}
+			in := mem.Range{Last: ^uint64(0)}
+			for i, text := range args {
+				at, err := a.resolve(m, one, text)
+				if err != nil {
+					return err
+				}
+				*[]*uint64{&in.First, &in.Last}[i] = at.value
+			}
+			return a.show(report.NewMaps(m, space, stage, in, limit))
+		},
+	}
+	cpuFlag(c, &index)
+	c.Flags().IntVar(&stage, "stage", 1, "1: the machine's own page tables; 2: the second stage alone")
+	c.Flags().IntVar(&limit, "limit", 2000, "at most this many ranges; 0 for all")
+	return c
+}
+
+func stageSpace(m *machine.Machine, c *machine.CPU, stage int) (*paging.Space, error) {
+	switch {
+	case stage == 1:
+		return m.Space(c)
+	case stage != 2:
+		return nil, usagef("--stage is 1 or 2, not %d", stage)
+	case m.Second == nil:
+		return nil, usagef("%s is QEMU's own machine and has no second stage", m.Name)
+	}
+	return m.Second.Space, nil
+}
+
+func noArgs(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("%s takes no arguments, got %q", c.Name(), args)
+	}
+	return nil
+}
+
+func oneArg(what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return usagef("%s takes %s, got %d arguments", c.Name(), what, len(args))
+		}
+		return nil
+	}
+}

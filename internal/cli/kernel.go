@@ -1,0 +1,196 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"nestdbg/internal/linux"
+	"nestdbg/internal/machine"
+	"nestdbg/internal/report"
+	"nestdbg/internal/session"
+)
+
+// kernelCommands ask the Linux kernel of a machine, through its memory.
+func (a *app) kernelCommands() []*cobra.Command {
+	return []*cobra.Command{
+		a.dmesgCommand(), a.psCommand(), a.lsmodCommand(), a.symCommand(), a.btCommand(),
+	}
+}
+
+// kernelAt looks, and finds the kernel of the machine that the person means.
+func (a *app) kernelAt(ctx context.Context) (*machine.Machine, *linux.Kernel, error) {
+	m, err := a.lookAt(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	k, err := a.session.Kernel(m)
+	return m, k, err
+}
+
+func (a *app) psCommand() *cobra.Command {
+	var threads bool
+	c := &cobra.Command{
+		Use: "ps", Short: "Tasks of a machine's kernel, with command lines", Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			m, k, err := a.kernelAt(c.Context())
+			if err != nil {
+				return err
+			}
+			r, err := report.NewTasks(m.Name, k, threads)
+			if err != nil {
+				return err
+			}
+			return a.show(r)
+		},
+	}
+	c.Flags().BoolVarP(&threads, "threads", "T", false, "every thread of every process")
+	return c
+}
+
+func (a *app) lsmodCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "lsmod", Short: "Modules of a machine's kernel: size, place, state, build id", Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			m, k, err := a.kernelAt(c.Context())
+			if err != nil {
+				return err
+			}
+			r, err := report.NewModules(m.Name, k)
+			if err != nil {
+				return err
+			}
+			return a.show(r)
+		},
+	}
+}
+
+func (a *app) symCommand() *cobra.Command {
+	var index int
+	c := &cobra.Command{
+		Use: "sym NAME|ADDRESS", Short: "A symbol's address, or an address's symbol, in kernel and modules",
+		Example: "  nestdbg sym schedule\n  nestdbg sym 0xffffffff81234567\n  nestdbg sym '$pc'",
+		Args:    oneArg("a name or an address"),
+		RunE: func(c *cobra.Command, args []string) error {
+			m, k, err := a.kernelAt(c.Context())
+			if err != nil {
+				return err
+			}
+			if !looksNumeric(args[0]) {
+				if r := report.NewSymbols(m.Name, k, args[0]); len(r.Symbols) > 0 {
+					return a.show(r)
+				}
+			}
+			one, err := cpu(m, index)
+			if err != nil {
+				return err
+			}
+			at, err := a.resolve(m, one, args[0])
+			switch {
+			case err != nil:
+				return err
+			case at.physical:
+				return usagef("symbols have virtual addresses, not %s", args[0])
+			}
+			r := report.NewPlace(m.Name, k, at.value)
+			if len(r.Symbols) == 0 {
+				return usagef("%s belongs to no symbol of %s", report.Hex(at.value), m.Name)
+			}
+			return a.show(r)
+		},
+	}
+	cpuFlag(c, &index)
+	return c
+}
+
+func (a *app) btCommand() *cobra.Command {
+	var index int
+	var all bool
+	c := &cobra.Command{
+		Use: "bt [PID]", Short: "Backtrace of a CPU, of a task, or of everything",
+		Long: `Backtrace of a CPU, of the task PID, or with --all of every CPU and every task, by the
+kernel's own unwind tables, through interrupts and exceptions down to user mode. A
+frame that no table leads to is marked with "?".
+
+A machine that runs is stopped for some milliseconds, so that registers and stacks
+belong together.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			pid := -1
+			if len(args) == 1 {
+				var err error
+				if pid, err = strconv.Atoi(args[0]); err != nil || pid < 0 {
+					return usagef("bt takes the number of a task, not %q", args[0])
+				}
+			}
+			if chosen := (pid >= 0) || c.Flags().Changed("cpu"); all && chosen || pid >= 0 && c.Flags().Changed("cpu") {
+				return usagef("bt takes one of PID, --cpu and --all")
+			}
+			r, err := a.backtraces(c.Context(), func(m *machine.Machine, b *report.Backtracer) error {
+				switch {
+				case all:
+					return b.All()
+				case pid >= 0:
+					return b.Task(pid)
+				}
+				one, err := cpu(m, index)
+				if err == nil {
+					b.CPU(one)
+				}
+				return err
+			})
+			var none *report.NoTaskError
+			switch {
+			case errors.As(err, &none):
+				return usageError{err}
+			case err != nil:
+				return err
+			}
+			return a.show(r)
+		},
+	}
+	cpuFlag(c, &index)
+	c.Flags().BoolVar(&all, "all", false, "every CPU and every task")
+	return c
+}
+
+// backtraces collects backtraces while the machine stands still. What is known of
+// the kernel is read before it is stopped.
+func (a *app) backtraces(ctx context.Context,
+	collect func(*machine.Machine, *report.Backtracer) error) (r *report.Backtraces, err error) {
+	m, k, err := a.kernelAt(ctx)
+	if err != nil {
+		return nil, err
+	}
+	unwinder := k.Unwinder()
+	if a.debugger == nil && a.session.Running() {
+		if _, err := a.live.HMP(ctx, "stop"); err != nil {
+			return nil, err
+		}
+		defer func() {
+			// Whatever happened, the machine runs on.
+			_, e := a.live.HMP(context.WithoutCancel(ctx), "cont")
+			err = errors.Join(err, e)
+		}()
+		if _, err := a.session.Look(ctx, session.Quick); err != nil {
+			return nil, err
+		}
+		if m, err = a.session.Machine(m.Name); err != nil {
+			return nil, err
+		}
+		again, err := a.session.Kernel(m)
+		if err != nil {
+			return nil, err
+		}
+		if again != k {
+			k, unwinder = again, again.Unwinder()
+		}
+	}
+	b := report.NewBacktracer(m, k, unwinder)
+	if err := collect(m, b); err != nil {
+		return nil, err
+	}
+	return b.Report(), nil
+}

@@ -1,0 +1,73 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"nestdbg/internal/session"
+)
+
+// monitor answers gdb's "monitor": the commands of the command line, asked of
+// the session that the server holds, for the machine of gdb's current inferior.
+type monitor struct {
+	app      *app // of the server
+	debugger *session.Debugger
+}
+
+// Monitor implements gdbserver.Monitor.
+func (m *monitor) Monitor(ctx context.Context, pid, tid int, command string, out io.Writer) error {
+	if rest, ok := cutWord(command, "qemu"); ok {
+		text, err := m.app.live.HMP(ctx, rest)
+		if err != nil {
+			return err
+		}
+		_, err = io.WriteString(out, strings.ReplaceAll(text, "\r\n", "\n"))
+		return err
+	}
+	a := &app{in: strings.NewReader(""), out: out, errOut: out,
+		live: m.app.live, session: m.app.session, debugger: m.debugger, symbols: m.app.symbols}
+	if x, _, err := m.debugger.Thread(pid, max(tid, 1)); err == nil {
+		a.machine = x.Name
+	}
+	root := a.root()
+	root.Use, root.Long = "monitor", ""
+	root.Short = "nestdbg's commands; what belongs to QEMU itself: monitor qemu TEXT"
+	root.AddCommand(&cobra.Command{Use: "qemu TEXT", Short: "Hand a line to QEMU's own monitor", Run: func(*cobra.Command, []string) {}})
+	root.AddCommand(a.foreignCommand())
+	// Inside gdb the target is given, and the machine is that of the inferior.
+	for _, f := range []string{"target", "symbols", "verbose"} {
+		root.PersistentFlags().Lookup(f).Hidden = true
+	}
+	root.PersistentFlags().Lookup("machine").DefValue = a.machine
+	root.SetArgs(splitExamine(strings.Fields(command)))
+	if err := root.ExecuteContext(ctx); err != nil {
+		if _, shown := err.(exitStatus); !shown {
+			fmt.Fprintln(out, err)
+		}
+	}
+	return nil
+}
+
+// cutWord cuts a first word off a line.
+func cutWord(line, word string) (rest string, ok bool) {
+	rest, ok = strings.CutPrefix(line, word)
+	if !ok || rest != "" && rest[0] != ' ' {
+		return "", false
+	}
+	return strings.TrimSpace(rest), true
+}
+
+// foreignCommand tells how many hits were passed unseen.
+func (a *app) foreignCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "foreign", Short: "How many breakpoint hits were passed because they belonged to another machine", Args: noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			fmt.Fprintf(a.out, "%d foreign hits passed\n", a.debugger.Foreign())
+			return nil
+		},
+	}
+}

@@ -1,0 +1,147 @@
+package kallsyms
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"nestdbg/internal/mem"
+)
+
+// Hints are the runtime addresses of the tables, as VMCOREINFO lists them since
+// v6.0 in lines SYMBOL(kallsyms_...). Zero means that there is no such line.
+type Hints struct {
+	Names, NumSyms, TokenTable, TokenIndex uint64
+
+	Offsets      uint64
+	RelativeBase uint64 // gone in v7.0
+	Addresses    uint64 // instead of Offsets, in kernels with absolute addresses
+
+	// Stext is SYMBOL(_stext). If set, the result must agree with it.
+	Stext uint64
+}
+
+// maxNames bounds the bytes from names to token_table.
+const maxNames = 64 << 20
+
+// Read reads the tables from where h says they are. Errors are ErrCorrupt, or
+// carry the reader's mem.ErrFault.
+func Read(r mem.VirtReader, h Hints) (*Table, error) {
+	n, err := readNames(r, h)
+	if err != nil {
+		return nil, err
+	}
+	a, err := readAddresses(r, h, len(n.start))
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := a.decode(len(n.start))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v: %w", ErrCorrupt, a.encoding, err)
+	}
+	anchor, ok := n.anchor()
+	if !ok {
+		return nil, fmt.Errorf("%w: no _text or _stext among %d symbols", ErrCorrupt, len(n.start))
+	}
+	if i, ok := n.find("_stext"); ok && h.Stext != 0 && addrs[i] != h.Stext {
+		return nil, fmt.Errorf("%w: _stext is %#x, not %#x", ErrCorrupt, addrs[i], h.Stext)
+	}
+	return newTable(n, addrs, anchor, a.encoding.String()), nil
+}
+
+// readNames reads everything but the addresses.
+func readNames(r mem.VirtReader, h Hints) (*names, error) {
+	count, err := mem.VirtUint32(r, mem.Virt(h.NumSyms))
+	if err != nil {
+		return nil, fmt.Errorf("read kallsyms_num_syms: %w", err)
+	}
+	if count > maxSymbols {
+		return nil, fmt.Errorf("%w: %d symbols", ErrCorrupt, count)
+	}
+	t, err := readTokens(r, h)
+	if err != nil {
+		return nil, err
+	}
+	// In every layout markers and perhaps more stand between names and token_table.
+	data, err := readBetween(r, h.Names, h.TokenTable, maxNames, "kallsyms_names")
+	if err != nil {
+		return nil, err
+	}
+	n, err := newNames(t, data, int(count))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return n, nil
+}
+
+// readTokens reads token_table and requires that token_index agrees with it.
+func readTokens(r mem.VirtReader, h Hints) (*tokens, error) {
+	table, err := readBetween(r, h.TokenTable, h.TokenIndex, maxTokenTable+256, "kallsyms_token_table")
+	if err != nil {
+		return nil, err
+	}
+	var index [tokenCount]uint16
+	t, _, err := parseTokens(table, &index)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	stored, err := readBytes(r, h.TokenIndex, 2*tokenCount, "kallsyms_token_index")
+	if err != nil {
+		return nil, err
+	}
+	for i, want := range index {
+		if got := binary.LittleEndian.Uint16(stored[2*i:]); got != want {
+			return nil, fmt.Errorf("%w: token %d at %#x, token_index says %#x", ErrCorrupt, i, want, got)
+		}
+	}
+	return t, nil
+}
+
+// readAddresses reads the encoded addresses. Which tables exist tells two of
+// the encodings; the other two differ in that per-CPU kernels store the image's
+// symbols as negative numbers, and no image is 2 GiB long.
+func readAddresses(r mem.VirtReader, h Hints, count int) (addresses, error) {
+	a := addresses{encoding: placeRelative, base: h.Offsets}
+	at := h.Offsets
+	switch {
+	case h.Addresses != 0:
+		a.encoding, at = absolute, h.Addresses
+	case h.Offsets == 0:
+		return a, fmt.Errorf("%w: neither kallsyms_offsets nor kallsyms_addresses", ErrNotFound)
+	case h.RelativeBase != 0:
+		base, err := mem.VirtUint64(r, mem.Virt(h.RelativeBase))
+		if err != nil {
+			return a, fmt.Errorf("read kallsyms_relative_base: %w", err)
+		}
+		a.encoding, a.base = baseRelative, base
+	}
+	data, err := readBytes(r, at, count*a.encoding.size(), "symbol addresses")
+	if err != nil {
+		return a, err
+	}
+	a.data = data
+	if a.encoding == baseRelative {
+		for i := range count {
+			if data[4*i+3] >= 0x80 {
+				a.encoding = absolutePercpu
+				break
+			}
+		}
+	}
+	return a, nil
+}
+
+// readBetween reads from first up to but not including end.
+func readBetween(r mem.VirtReader, first, end, limit uint64, what string) ([]byte, error) {
+	if end <= first || end-first > limit {
+		return nil, fmt.Errorf("%w: %s from %#x to %#x", ErrCorrupt, what, first, end)
+	}
+	return readBytes(r, first, int(end-first), what)
+}
+
+func readBytes(r mem.VirtReader, at uint64, size int, what string) ([]byte, error) {
+	b := make([]byte, size)
+	if _, err := r.ReadVirt(b, mem.Virt(at)); err != nil {
+		return nil, fmt.Errorf("read %s: %w", what, err)
+	}
+	return b, nil
+}

@@ -1,0 +1,164 @@
+package kernelfile
+
+import (
+	"fmt"
+	"io"
+
+	"nestdbg/internal/linux"
+	"nestdbg/internal/symfile"
+)
+
+// Kernel writes what the kernel in memory says of itself, for a kernel whose
+// vmlinux is not at hand: symbols, functions with their arguments, types and
+// call-frame information, at run-time addresses. There are no source lines and no
+// local variables. What is missing, and why, is in the problems. The file has no
+// build id: gdb would take the vendor's file with this id, or its own index of
+// that in its cache, for a description of this one, and crash.
+func Kernel(k *linux.Kernel, w io.Writer) (problems []string, err error) {
+	missing := func(what string, err error) {
+		problems = append(problems, fmt.Sprintf("%s: %v", what, err))
+	}
+	unit := symfile.Unit{Name: "vmlinux"}
+	if unit.Symbols, err = symbols(k); err != nil {
+		return nil, err
+	}
+	if unit.BTF, err = k.RawBTF(); err != nil {
+		missing("types", err)
+	} else {
+		unit.Variables = variables(k, missing)
+	}
+	if unit.Unwind, err = k.Unwind(); err != nil {
+		missing("call frames", err)
+	}
+	f := &symfile.File{Arch: k.Arch(), Sections: sections(k), Units: []symfile.Unit{unit}, Code: k}
+	left, err := f.Write(w)
+	for _, p := range left {
+		problems = append(problems, p.String())
+	}
+	return problems, err
+}
+
+// symbols are those of kallsyms that have an address. Per-CPU symbols are
+// offsets and would be found at wrong places.
+func symbols(k *linux.Kernel) ([]symfile.Symbol, error) {
+	table, err := k.Symbols()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]symfile.Symbol, 0, table.Len())
+	for s := range table.All() {
+		if s.Absolute() {
+			continue
+		}
+		size, _ := table.Size(s.Addr)
+		lower := s.Type | 0x20
+		out = append(out, symfile.Symbol{
+			Name: s.Name, Addr: s.Addr, Size: size,
+			Code:  lower == 't' || lower == 'w', // text, weak
+			Local: s.Type == lower && lower != 'w',
+		})
+	}
+	return out, nil
+}
+
+// bounds are the symbols at which a kernel image changes its nature, in the
+// order of the image (Linux 6.1 arch/x86/kernel/vmlinux.lds.S). The last one
+// only ends the one before.
+var bounds = []struct {
+	symbol string
+	symfile.Section
+}{
+	{"_text", symfile.Section{Name: ".text", Exec: true}},
+	{"_etext", symfile.Section{Name: ".rodata"}},
+	{"_sdata", symfile.Section{Name: ".data", Write: true}},
+	{"__init_begin", symfile.Section{Name: ".init.data", Write: true}},
+	{"_sinittext", symfile.Section{Name: ".init.text", Exec: true}},
+	{"_einittext", symfile.Section{Name: ".init.rodata"}},
+	{"__bss_start", symfile.Section{Name: ".bss", Write: true}},
+	{"_end", symfile.Section{}},
+}
+
+// sections cuts the image at the bounds that its symbols name, in any case into
+// one section that covers it.
+func sections(k *linux.Kernel) []symfile.Section {
+	first := uint64(k.TextVA)
+	out := []symfile.Section{{Name: ".text", First: first, Exec: true}}
+	for _, b := range bounds[1:] {
+		va, ok := k.Lookup(b.symbol)
+		last := &out[len(out)-1]
+		if !ok || uint64(va) <= last.First {
+			continue
+		}
+		last.Size = uint64(va) - last.First
+		if b.Name == "" {
+			return out
+		}
+		b.First = uint64(va)
+		out = append(out, b.Section)
+	}
+	last := &out[len(out)-1]
+	last.Size = max(first+k.Size, last.First+1) - last.First
+	return out
+}
+
+// known are variables whose type everybody who debugs a kernel wants, and which
+// BTF does not record: it has only per-CPU variables.
+var known = []struct{ name, structure string }{
+	{"init_task", "task_struct"}, {"init_mm", "mm_struct"}, {"init_uts_ns", "uts_namespace"},
+	{"init_pid_ns", "pid_namespace"}, {"init_net", "net"}, {"init_cred", "cred"}, {"init_fs", "fs_struct"},
+	{"init_files", "files_struct"}, {"init_nsproxy", "nsproxy"}, {"modules", "list_head"},
+	{"root_task_group", "task_group"}, {"iomem_resource", "resource"}, {"ioport_resource", "resource"},
+}
+
+func variables(k *linux.Kernel, missing func(string, error)) []symfile.Variable {
+	types, err := k.Types()
+	if err != nil {
+		missing("types of variables", err)
+		return nil
+	}
+	var out []symfile.Variable
+	for _, v := range known {
+		va, ok := k.Lookup(v.name)
+		if !ok {
+			continue
+		}
+		if id, err := types.StructID(v.structure); err == nil {
+			out = append(out, symfile.Variable{Name: v.name, Addr: uint64(va), Type: id})
+		}
+	}
+	return out
+}
+
+// Module writes what the kernel knows of one of its modules: symbols and
+// call-frame information, at run-time addresses. The file has a section for each
+// of the module's regions that is not empty.
+func Module(k *linux.Kernel, m *linux.Module, w io.Writer) (problems []string, err error) {
+	f := &symfile.File{Arch: k.Arch(), Code: k}
+	for i, r := range m.Regions {
+		if r.Size == 0 {
+			continue
+		}
+		// The first region holds the text; what else there is differs by version.
+		f.Sections = append(f.Sections, symfile.Section{
+			Name: "." + r.Name, First: uint64(r.Base), Size: r.Size, Exec: i == 0, Write: i != 0})
+	}
+	unit := symfile.Unit{Name: m.Name}
+	found, err := k.ModuleSymbols(m)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range found {
+		lower := s.Type | 0x20
+		unit.Symbols = append(unit.Symbols, symfile.Symbol{
+			Name: s.Name, Addr: s.Addr, Size: s.Size, Code: lower == 't', Local: s.Type == lower})
+	}
+	if unit.Unwind, err = k.ModuleUnwind(m); err != nil {
+		problems = append(problems, err.Error())
+	}
+	f.Units = []symfile.Unit{unit}
+	left, err := f.Write(w)
+	for _, p := range left {
+		problems = append(problems, p.String())
+	}
+	return problems, err
+}

@@ -1,0 +1,132 @@
+package linux
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"sync"
+
+	"nestdbg/internal/mem"
+)
+
+// typeCache keeps types once they were parsed. Failures are not kept.
+type typeCache struct {
+	mu      sync.Mutex
+	core    *Types            // guarded by mu
+	modules map[string]*Types // guarded by mu; by name and address of the BTF
+}
+
+// Types are the C types of the kernel itself, from its BTF. ErrNotFound if it was
+// built without.
+func (k *Kernel) Types() (*Types, error) {
+	k.types.mu.Lock()
+	defer k.types.mu.Unlock()
+	if k.types.core != nil {
+		return k.types.core, nil
+	}
+	raw, err := k.rawBTF()
+	if err != nil {
+		return nil, fmt.Errorf("types of %s: %w", k.Release, err)
+	}
+	t, err := parseTypes("the kernel", raw, nil)
+	if err != nil {
+		return nil, err
+	}
+	k.types.core = t
+	return t, nil
+}
+
+// rawBTF is the BTF of the kernel: between its symbols, or searched in the image
+// where data symbols are not listed.
+func (k *Kernel) rawBTF() ([]byte, error) {
+	if raw, err := k.between("__start_BTF", "__stop_BTF", btfMax); err == nil {
+		return raw, nil
+	}
+	all := k.image.contents()
+	for at := 0; ; at++ {
+		i := bytes.Index(all[at:], btfHeader)
+		if i < 0 {
+			return nil, fmt.Errorf("no BTF in the image: %w", ErrNotFound)
+		}
+		at += i
+		if n := btfSize(all[at:]); n != 0 && n <= uint64(len(all)-at) {
+			return all[at:][:n], nil
+		}
+	}
+}
+
+// btfModulesMax bounds the list of modules with BTF.
+const btfModulesMax = 4096
+
+// ModuleTypes are the C types a module adds, together with the kernel's. What is
+// built in is in the kernel's own types: for a module that is not loaded it is
+// ErrNotFound. struct module.btf_data points to memory that was freed after
+// loading, in every kernel so far; the copy that is kept hangs in btf_modules
+// (Linux 6.1 kernel/bpf/btf.c:btf_module_notify).
+func (k *Kernel) ModuleTypes(name string) (*Types, error) {
+	core, err := k.Types()
+	if err != nil {
+		return nil, err
+	}
+	data, size, err := k.moduleBTF(core, name)
+	if err != nil {
+		return nil, fmt.Errorf("types of module %s: %w", name, err)
+	}
+	if size > btfMax {
+		return nil, fmt.Errorf("types of module %s: %d bytes: %w", name, size, ErrCorrupt)
+	}
+	key := fmt.Sprintf("%s@%#x+%#x", name, data, size)
+	k.types.mu.Lock()
+	defer k.types.mu.Unlock()
+	if t := k.types.modules[key]; t != nil {
+		return t, nil
+	}
+	raw := make([]byte, size)
+	if _, err := k.space.ReadVirt(raw, data); err != nil {
+		return nil, fmt.Errorf("types of module %s: %w", name, err)
+	}
+	t, err := parseTypes("module "+name, raw, core)
+	if err != nil {
+		return nil, err
+	}
+	if k.types.modules == nil {
+		k.types.modules = map[string]*Types{}
+	}
+	k.types.modules[key] = t
+	return t, nil
+}
+
+// moduleBTF finds a module's BTF in the kernel's list of them.
+func (k *Kernel) moduleBTF(core *Types, name string) (data mem.Virt, size uint64, err error) {
+	head, ok := k.lookupCore("btf_modules")
+	if !ok {
+		return 0, 0, fmt.Errorf("symbol btf_modules: %w", ErrNotFound)
+	}
+	entry := newShape(core, "btf_module")
+	link, object := entry.need("list"), entry.need("btf")
+	content := newShape(core, "btf")
+	dataField, sizeField, nameField := content.need("data"), content.need("data_size"), content.need("name")
+	if err := errors.Join(entry.err, content.err); err != nil {
+		return 0, 0, err
+	}
+	nodes, listErr := ring(k.space, head, btfModulesMax)
+	for _, node := range nodes {
+		e, err := entry.read(k.space, node-mem.Virt(link.Offset))
+		if err != nil {
+			listErr = errors.Join(listErr, err)
+			continue
+		}
+		b, err := content.read(k.space, e.virt(object))
+		if err != nil {
+			listErr = errors.Join(listErr, err)
+			continue
+		}
+		if b.text(nameField) == name {
+			return b.virt(dataField), b.uint(sizeField), nil
+		}
+	}
+	if listErr != nil {
+		return 0, 0, listErr
+	}
+	return 0, 0, fmt.Errorf("not in btf_modules: %w", ErrNotFound)
+}

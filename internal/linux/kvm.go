@@ -1,0 +1,433 @@
+package linux
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/mem"
+)
+
+// Bounds of what KVM keeps. KVM_MAX_VCPUS is 4096 at most.
+const (
+	vmsMax   = 4096
+	vcpusMax = 4096
+)
+
+// VM is a guest of this kernel's KVM: a struct kvm.
+type VM struct {
+	Addr     mem.Virt // of the struct kvm: the guest's identity
+	MM       mem.Virt // mm_struct of the process that runs it; see UserSpace
+	PID      int      // of that process, or if it is gone, of the thread that made the VM
+	Comm     string   // of that process, empty if it is gone
+	Memslots []Memslot
+	VCPUs    []VCPU
+}
+
+// VCPU is a virtual CPU: a struct kvm_vcpu.
+type VCPU struct {
+	Addr mem.Virt // of the struct kvm_vcpu
+	ID   int
+	CPU  int // of this kernel, that it runs or last ran on; -1 before the first time
+	PID  int // of the thread that runs it; 0 before the first time
+	Mode VCPUMode
+
+	// Regs are the general registers as KVM keeps them while the guest does not
+	// run; while Mode is VCPUInGuest they are old. What the control block also has
+	// is true there. Registers that KVM has not fetched are not known.
+	Regs *arch.Registers
+
+	Control ControlBlock
+}
+
+// VCPUMode is where a vCPU is, as KVM sees it.
+type VCPUMode int
+
+// Linux 6.1 include/linux/kvm_host.h, enum of kvm_vcpu.mode.
+const (
+	VCPUOutside        VCPUMode = iota // in KVM or its VMM
+	VCPUInGuest                        // in the guest, or about to enter or leave
+	VCPUExiting                        // about to leave
+	VCPUReadingShadows                 // KVM walks the guest's shadow tables
+)
+
+func (m VCPUMode) String() string {
+	names := [...]string{"outside", "in guest", "exiting", "reading shadows"}
+	if m < 0 || int(m) >= len(names) {
+		return fmt.Sprintf("mode %d", int(m))
+	}
+	return names[m]
+}
+
+// ControlBlock is where a vCPU's hardware state is, in this machine's memory.
+type ControlBlock struct {
+	Kind    string   // "vmcb" or "vmcs"
+	Phys    mem.Phys // the guest's own
+	Current mem.Phys // the one in use: another while the guest runs a guest itself
+	Guessed bool     // found by its looks, not by the types of KVM's module
+}
+
+// kvmFlavour is one of KVM's vendor modules: which structure it wraps a vCPU in
+// and where that keeps the control block. Lists are names of one member, newest first.
+type kvmFlavour struct {
+	module string
+	vcpu   string   // structure; its member vcpu is the struct kvm_vcpu
+	kind   string   // of ControlBlock
+	own    []string // pointer to the guest's own block
+	ownPA  []string // physical address of it, where that is kept
+	inUse  string   // pointer to the block in use, or to a structure that has it ...
+	via    string   // ... of this name ...
+	member string   // ... in this member
+}
+
+// Linux 6.1 arch/x86/kvm/svm/svm.h and vmx/vmx.h. Before 5.13 a vcpu_svm had one VMCB.
+var (
+	kvmSVM = kvmFlavour{module: "kvm_amd", vcpu: "vcpu_svm", kind: "vmcb",
+		own: []string{"vmcb01.ptr", "vmcb"}, ownPA: []string{"vmcb01.pa", "vmcb_pa"}, inUse: "vmcb"}
+	kvmVMX = kvmFlavour{module: "kvm_intel", vcpu: "vcpu_vmx", kind: "vmcs",
+		own: []string{"vmcs01.vmcs"}, inUse: "loaded_vmcs", via: "loaded_vmcs", member: "vmcs"}
+)
+
+// kvmReader has what reading VMs needs, looked up once.
+type kvmReader struct {
+	k        *Kernel
+	types    *Types
+	vm       *vmShape
+	vcpu     *vcpuShape
+	flavours []*flavourShape
+	tasks    []Task
+	problems []Problem
+}
+
+func (r *kvmReader) problem(what string, err error) {
+	r.problems = append(r.problems, Problem{what, err})
+}
+
+type vmShape struct {
+	shape                           *shape
+	link, mm, creator, slots        Field
+	vcpuArray, vcpuHead, vcpusCount Field
+	isXarray                        bool
+}
+
+func newVMShape(t *Types) (*vmShape, error) {
+	s := newShape(t, "kvm")
+	v := &vmShape{shape: s, link: s.need("vm_list"), mm: s.need("mm"),
+		creator: s.need("userspace_pid"), slots: s.words("memslots")}
+	v.vcpuHead, v.isXarray = s.want("vcpu_array.xa_head") // Linux 5.16
+	if !v.isXarray {
+		v.vcpuArray, v.vcpusCount = s.words("vcpus"), s.need("online_vcpus")
+	}
+	return v, s.err
+}
+
+type vcpuShape struct {
+	shape                               *shape
+	id, cpu, mode, pid, regs, available Field
+	hasAvailable                        bool
+	pidNumber                           uint32 // offset in struct pid
+}
+
+func newVCPUShape(t *Types) (*vcpuShape, error) {
+	s := newShape(t, "kvm_vcpu")
+	v := &vcpuShape{shape: s, id: s.need("vcpu_id"), cpu: s.need("cpu"), mode: s.need("mode"),
+		pid: s.need("pid"), regs: s.words("arch.regs")}
+	v.available, v.hasAvailable = s.want("arch.regs_avail")
+	number, _, err := t.Offset("pid", "numbers[0].nr")
+	v.pidNumber = number
+	return v, errors.Join(s.err, err)
+}
+
+type flavourShape struct {
+	of                *kvmFlavour
+	shape             *shape
+	vcpu              uint32 // offset of the struct kvm_vcpu
+	own, ownPA, inUse Field
+	hasOwnPA          bool
+	member            uint32 // offset in the structure that inUse points to
+}
+
+func newFlavourShape(t *Types, f *kvmFlavour) (*flavourShape, error) {
+	s := newShape(t, f.vcpu)
+	out := &flavourShape{of: f, shape: s, own: s.need(f.own...), inUse: s.need(f.inUse)}
+	out.ownPA, out.hasOwnPA = s.want(f.ownPA...)
+	at, err := t.Field(f.vcpu, "vcpu")
+	out.vcpu = at.Offset
+	if f.via != "" && err == nil {
+		out.member, _, err = t.Offset(f.via, f.member)
+	}
+	return out, errors.Join(s.err, err)
+}
+
+// KVMs lists the guests of this kernel's KVM. ErrNotFound if it has no KVM; an
+// empty list if KVM is there and has no guests. Problems are about single guests
+// and vCPUs.
+func (k *Kernel) KVMs() ([]VM, []Problem, error) {
+	r, head, err := k.newKVMReader()
+	if err != nil {
+		return nil, nil, fmt.Errorf("KVM: %w", err)
+	}
+	nodes, listErr := ring(k.space, head, vmsMax)
+	var out []VM
+	for _, node := range nodes {
+		addr := node - mem.Virt(r.vm.link.Offset)
+		vm, err := r.readVM(addr)
+		if err != nil {
+			r.problem(fmt.Sprintf("VM %#x", addr), err)
+			continue
+		}
+		out = append(out, vm)
+	}
+	if listErr != nil {
+		return out, r.problems, fmt.Errorf("KVM: %w", listErr)
+	}
+	return out, r.problems, nil
+}
+
+// newKVMReader finds KVM, as a module or built in, and its list of VMs.
+func (k *Kernel) newKVMReader() (*kvmReader, mem.Virt, error) {
+	head, err := k.symbolOf("kvm", "vm_list")
+	if err != nil {
+		return nil, 0, err
+	}
+	r := &kvmReader{k: k}
+	if r.types, err = k.typesWith("kvm", "kvm"); err != nil {
+		return nil, 0, err
+	}
+	if r.vm, err = newVMShape(r.types); err != nil {
+		return nil, 0, err
+	}
+	if r.vcpu, err = newVCPUShape(r.types); err != nil {
+		return nil, 0, err
+	}
+	for i := range k.layout.kvm {
+		f := &k.layout.kvm[i]
+		t, err := k.typesWith(f.module, f.vcpu)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		var s *flavourShape
+		if err == nil {
+			s, err = newFlavourShape(t, f)
+		}
+		if err != nil {
+			r.problem("types of "+f.module, err)
+			continue
+		}
+		r.flavours = append(r.flavours, s)
+	}
+	if r.tasks, _, err = k.Tasks(); err != nil {
+		r.problem("processes of VMs", err)
+	}
+	return r, head, nil
+}
+
+// symbolOf finds a symbol of a module, or of the kernel where that is built in.
+func (k *Kernel) symbolOf(module, name string) (mem.Virt, error) {
+	set, err := k.moduleSet()
+	if err == nil {
+		for i := range set.list {
+			if m := &set.list[i]; m.Name == module {
+				if a, ok := k.lookupModule(m, name); ok {
+					return a, nil
+				}
+			}
+		}
+	}
+	if a, ok := k.lookupCore(name); ok {
+		return a, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return 0, fmt.Errorf("symbol %s of module %s: %w", name, module, ErrNotFound)
+}
+
+// typesWith returns the types of a module, or the kernel's own where that is
+// built in, if they define the structure. ErrNotFound if neither does.
+func (k *Kernel) typesWith(module, structName string) (*Types, error) {
+	t, err := k.ModuleTypes(module)
+	if errors.Is(err, ErrNotFound) {
+		t, err = k.Types()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := t.SizeOf(structName); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (r *kvmReader) readVM(addr mem.Virt) (VM, error) {
+	rec, err := r.vm.shape.read(r.k.space, addr)
+	if err != nil {
+		return VM{}, err
+	}
+	vm := VM{Addr: addr, MM: rec.virt(r.vm.mm), PID: int(rec.int(r.vm.creator))}
+	for i := range r.tasks {
+		if t := &r.tasks[i]; t.MM == vm.MM && t.PID == t.TGID {
+			vm.PID, vm.Comm = t.PID, t.Comm
+			break
+		}
+	}
+	if vm.Memslots, err = r.memslots(&rec); err != nil {
+		r.problem(fmt.Sprintf("memory slots of VM %#x", addr), err)
+	}
+	vcpus, err := r.vcpuAddrs(&rec)
+	if err != nil {
+		r.problem(fmt.Sprintf("vCPUs of VM %#x", addr), err)
+	}
+	for _, at := range vcpus {
+		v, err := r.readVCPU(at)
+		if err != nil {
+			r.problem(fmt.Sprintf("vCPU %#x", at), err)
+			continue
+		}
+		vm.VCPUs = append(vm.VCPUs, v)
+	}
+	return vm, nil
+}
+
+// vcpuAddrs are the addresses of a VM's struct kvm_vcpu, by index.
+func (r *kvmReader) vcpuAddrs(vm *record) ([]mem.Virt, error) {
+	if r.vm.isXarray {
+		return xarrayEntries(r.k.space, r.types, vm.uint(r.vm.vcpuHead), vcpusMax)
+	}
+	online := vm.uint(r.vm.vcpusCount)
+	if online > uint64(r.vm.vcpuArray.Count) {
+		return nil, fmt.Errorf("%d of at most %d vCPUs: %w", online, r.vm.vcpuArray.Count, ErrCorrupt)
+	}
+	var out []mem.Virt
+	for i := range uint32(online) {
+		out = append(out, mem.Virt(vm.word(r.vm.vcpuArray, i)))
+	}
+	return out, nil
+}
+
+func (r *kvmReader) readVCPU(addr mem.Virt) (VCPU, error) {
+	s := r.vcpu
+	rec, err := s.shape.read(r.k.space, addr)
+	if err != nil {
+		return VCPU{}, err
+	}
+	v := VCPU{Addr: addr, ID: int(rec.int(s.id)), CPU: int(rec.int(s.cpu)), Mode: VCPUMode(rec.int(s.mode))}
+	if pid := rec.virt(s.pid); pid != 0 {
+		n, err := mem.VirtUint32(r.k.space, pid+mem.Virt(s.pidNumber))
+		if err != nil {
+			r.problem(fmt.Sprintf("thread of vCPU %#x", addr), err)
+		}
+		v.PID = int(n)
+	}
+	v.Regs = r.registers(&rec)
+	if v.Control, err = r.control(addr); err != nil {
+		r.problem(fmt.Sprintf("control block of vCPU %#x", addr), err)
+	}
+	return v, nil
+}
+
+// registers reads arch.regs[]; those whose bit in arch.regs_avail is clear are
+// still in the control block only.
+func (r *kvmReader) registers(rec *record) *arch.Registers {
+	regs := arch.NewRegisters(r.k.src.Arch)
+	available := ^uint64(0)
+	if r.vcpu.hasAvailable {
+		available = rec.uint(Field{Offset: r.vcpu.available.Offset, Size: min(r.vcpu.available.Size, 8)})
+	}
+	for i, name := range r.k.layout.kvmRegs {
+		if uint32(i) < r.vcpu.regs.Count && available>>i&1 != 0 {
+			regs.Set(name, rec.word(r.vcpu.regs, uint32(i)))
+		}
+	}
+	return regs
+}
+
+// control finds the control block of a vCPU, as the first flavour for which it
+// holds together; without types of any, by its looks.
+func (r *kvmReader) control(vcpu mem.Virt) (ControlBlock, error) {
+	if len(r.flavours) == 0 {
+		return r.guessVMCB(vcpu)
+	}
+	var err error
+	for _, f := range r.flavours {
+		var c ControlBlock
+		if c, err = f.read(r.k.space, vcpu-mem.Virt(f.vcpu)); err == nil {
+			return c, nil
+		}
+	}
+	return ControlBlock{}, err
+}
+
+// guessWords is how far behind a struct kvm_vcpu its VMCB is looked for.
+const guessWords = 8
+
+// guessVMCB finds the VMCB of a vCPU where the types of kvm_amd are not known, as
+// before Linux 5.11: a vcpu_svm begins with its kvm_vcpu and has, not far behind it,
+// a pointer to the VMCB followed by the VMCB's physical address. Since 5.13 the
+// pointer to the VMCB in use is right before them. The method is ours.
+func (r *kvmReader) guessVMCB(vcpu mem.Virt) (ControlBlock, error) {
+	size, err := r.types.SizeOf("kvm_vcpu")
+	if err != nil {
+		return ControlBlock{}, err
+	}
+	b := make([]byte, 8*guessWords)
+	if _, err := r.k.space.ReadVirt(b, vcpu+mem.Virt((size+7)&^7)); err != nil {
+		return ControlBlock{}, err
+	}
+	word := func(i int) uint64 { return binary.LittleEndian.Uint64(b[8*i:]) }
+	for i := range guessWords - 1 {
+		own, err := blockAt(r.k.space, word(i))
+		if err != nil || bits.OnesCount64(word(i+1)^uint64(own)) > 1 {
+			continue
+		}
+		c := ControlBlock{Kind: "vmcb", Phys: own, Current: own, Guessed: true}
+		if i > 0 {
+			if current, err := blockAt(r.k.space, word(i-1)); err == nil {
+				c.Current = current
+			}
+		}
+		return c, nil
+	}
+	return ControlBlock{}, fmt.Errorf("no types of kvm_amd or kvm_intel, and nothing like a VMCB: %w", ErrNotFound)
+}
+
+// read follows the pointers of the vendor's structure at addr. Where KVM also
+// keeps the physical address, it must be what the pointer leads to; the bit that
+// marks encrypted memory may be set in it.
+func (f *flavourShape) read(space AddressSpace, addr mem.Virt) (ControlBlock, error) {
+	rec, err := f.shape.read(space, addr)
+	if err != nil {
+		return ControlBlock{}, err
+	}
+	own, err := blockAt(space, rec.uint(f.own))
+	if err != nil {
+		return ControlBlock{}, fmt.Errorf("%s of %s: %w", f.of.kind, f.of.vcpu, err)
+	}
+	if f.hasOwnPA {
+		if pa := rec.uint(f.ownPA); bits.OnesCount64(pa^uint64(own)) > 1 {
+			return ControlBlock{}, fmt.Errorf("%s at %#x, KVM says %#x: %w", f.of.kind, own, pa, ErrCorrupt)
+		}
+	}
+	p := rec.uint(f.inUse)
+	if f.of.via != "" {
+		if p, err = mem.VirtUint64(space, mem.Virt(p)+mem.Virt(f.member)); err != nil {
+			return ControlBlock{}, fmt.Errorf("%s in use: %w", f.of.kind, err)
+		}
+	}
+	current, err := blockAt(space, p)
+	if err != nil {
+		return ControlBlock{}, fmt.Errorf("%s in use: %w", f.of.kind, err)
+	}
+	return ControlBlock{Kind: f.of.kind, Phys: own, Current: current}, nil
+}
+
+// blockAt is the physical page behind a pointer to a control block.
+func blockAt(space AddressSpace, p uint64) (mem.Phys, error) {
+	if p == 0 || p%pageSize != 0 {
+		return 0, fmt.Errorf("pointer %#x is not to a page: %w", p, ErrCorrupt)
+	}
+	pa, _, err := space.Translate(p)
+	return pa, err
+}

@@ -1,0 +1,168 @@
+package linux
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/mem"
+)
+
+func (s *fakeSystem) wantTasks() []Task {
+	mm := mem.Virt(s.peek(s.tasks[1].at("mm")))
+	task := func(i, pid, tgid int, comm, state string) Task {
+		return Task{Addr: mem.Virt(s.tasks[i].va), PID: pid, TGID: tgid, Comm: comm, State: state, CPU: 1,
+			Stack: 0xffffc90000000000 + mem.Virt(pid)<<16, SP: 0xffffc90000003f00 + mem.Virt(pid)<<16}
+	}
+	leader, vcpu := task(1, 100, 100, "qemu", "S"), task(2, 101, 100, "CPU 0/KVM", "R")
+	leader.MM, vcpu.MM, vcpu.OnCPU = mm, mm, true
+	kthread := task(3, 7, 7, "kworker/0:1", "I")
+	kthread.Kernel = true
+	return []Task{leader, vcpu, kthread}
+}
+
+func TestTasks(t *testing.T) {
+	s := newFakeSystem(t, true)
+	k := s.find()
+	got, problems, err := k.Tasks()
+	if err != nil || len(problems) != 0 {
+		t.Fatalf("%v, %v", problems, err)
+	}
+	if diff := cmp.Diff(s.wantTasks(), got); diff != "" {
+		t.Error(diff)
+	}
+	args, err := k.CommandLine(&got[1])
+	if diff := cmp.Diff([]string{"qemu", "-m", "1G"}, args); err != nil || diff != "" {
+		t.Errorf("%v, %s", err, diff)
+	}
+	if args, err := k.CommandLine(&got[2]); args != nil || err != nil {
+		t.Errorf("arguments of a thread of the kernel: %q, %v", args, err)
+	}
+}
+
+func TestTaskState(t *testing.T) {
+	for _, tt := range []struct {
+		state, exit uint64
+		want        string
+	}{
+		{0, 0, "R"}, {1, 0, "S"}, {2, 0, "D"}, {0x402, 0, "I"}, {4, 0, "T"}, {8, 0, "t"},
+		{0, 0x10, "X"}, {0, 0x20, "Z"}, {0x40, 0, "P"}, {0x1000, 0, "D"}, {0x2001, 0, "S"},
+		{0xffffffff, 0xffffffff, "I"}, {0x80, 0x30, "Z"},
+	} {
+		if got := taskState(tt.state, tt.exit); got != tt.want {
+			t.Errorf("state %#x, exit %#x: %s, want %s", tt.state, tt.exit, got, tt.want)
+		}
+	}
+}
+
+func TestTasksBroken(t *testing.T) {
+	tests := []struct {
+		name     string
+		spoil    func(s *fakeSystem)
+		tasks    int
+		problems int
+		err      error
+	}{
+		{"list loops", func(s *fakeSystem) { s.poke(s.tasks[3].at("tasks"), s.tasks[1].at("tasks")) }, 3, 0, ErrCorrupt},
+		{"threads loop", func(s *fakeSystem) { s.poke(s.tasks[2].at("thread_node"), s.tasks[1].at("thread_node")) }, 3, 1, nil},
+		{"threads of another process", func(s *fakeSystem) {
+			signal := s.peek(s.tasks[1].at("signal"))
+			s.tasks[3].set("signal", signal)
+		}, 3, 0, nil},
+		{"wild signal", func(s *fakeSystem) { s.tasks[1].set("signal", 0x4141414141414141) }, 2, 1, nil},
+		{"released", func(s *fakeSystem) { s.tasks[1].set("signal", 0) }, 2, 0, nil},
+		{"wild parent", func(s *fakeSystem) { s.tasks[1].set("real_parent", 1) }, 3, 0, nil},
+		{"wild next", func(s *fakeSystem) { s.poke(s.tasks[1].at("tasks"), 0x1000) }, 2, 1, mem.ErrFault},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newFakeSystem(t, false)
+			k := s.find()
+			tt.spoil(s)
+			got, problems, err := k.Tasks()
+			if len(got) != tt.tasks || len(problems) != tt.problems || !errors.Is(err, tt.err) {
+				t.Errorf("%d tasks, %v, %v; want %d, %d problems, %v", len(got), problems, err, tt.tasks, tt.problems, tt.err)
+			}
+		})
+	}
+}
+
+func TestCommandLineBroken(t *testing.T) {
+	s := newFakeSystem(t, false)
+	k := s.find()
+	mm := object{f: s.fake, kind: "mm_struct", va: s.peek(s.tasks[1].at("mm"))}
+	mm.pa = mem.Phys(s.physOf(mm.va))
+	task := s.wantTasks()[0]
+	mm.set("arg_end", 0)
+	if args, err := k.CommandLine(&task); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("end before start: %q, %v", args, err)
+	}
+	mm.set("arg_start", 0x1000).set("arg_end", 0x1010)
+	if args, err := k.CommandLine(&task); !errors.Is(err, mem.ErrFault) {
+		t.Errorf("not mapped: %q, %v", args, err)
+	}
+}
+
+func TestCurrent(t *testing.T) {
+	s := newFakeSystem(t, false)
+	k := s.find()
+	for cpu, want := range []string{"swapper/0", "CPU 0/KVM"} {
+		regs := arch.NewRegisters(arch.X86)
+		regs.Set("gs_base", 0x7f1234560000) // as in user mode
+		regs.Set("k_gs_base", s.percpu[cpu].va)
+		task, err := k.CurrentOf(regs)
+		if err != nil || task.Comm != want {
+			t.Errorf("cpu %d: %+v, %v; want %s", cpu, task, err, want)
+		}
+	}
+	for _, cpu := range []int{-1, 2} {
+		if _, err := k.Current(cpu); !errors.Is(err, ErrNotFound) {
+			t.Errorf("cpu %d: %v", cpu, err)
+		}
+	}
+	if _, err := k.CurrentOf(arch.NewRegisters(arch.X86)); !errors.Is(err, ErrNotFound) {
+		t.Errorf("no registers: %v", err)
+	}
+	s.poke(s.symbols["nr_cpu_ids"], 0x7fffffff)
+	if _, err := k.Current(0); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("giant number of CPUs: %v", err)
+	}
+}
+
+func TestPageFree(t *testing.T) {
+	eachGeneration(t, func(t *testing.T, s *fakeSystem) {
+		k := s.find()
+		for _, tt := range []struct {
+			page mem.Phys
+			free bool
+			refs int
+			err  error
+		}{
+			{0, true, 0, nil}, {5, false, 1, nil}, {8, false, 3, nil},
+			{9, false, 3, nil}, // inside a larger page
+			{1023, true, 0, nil},
+			{1024, false, 0, ErrNotFound},    // a section that is not there
+			{1 << 30, false, 0, ErrNotFound}, // beyond all sections
+		} {
+			free, refs, err := k.PageFree(tt.page*pageSize + 0x123)
+			if free != tt.free || refs != tt.refs || !errors.Is(err, tt.err) {
+				t.Errorf("page %d: %v, %d, %v; want %v, %d, %v", tt.page, free, refs, err, tt.free, tt.refs, tt.err)
+			}
+		}
+	})
+}
+
+func TestCompoundHead(t *testing.T) {
+	const at = 0xffffea0000012345 &^ 63
+	for _, tt := range []struct{ info, want mem.Virt }{
+		{0, at}, {0xffffea0000012000, at},
+		{0xffffea0000012001, 0xffffea0000012000},
+		{0xffffffffffff8001, at &^ 0x7fff},
+	} {
+		if got := compoundHead(at, uint64(tt.info)); got != tt.want {
+			t.Errorf("%#x: %#x, want %#x", tt.info, got, tt.want)
+		}
+	}
+}

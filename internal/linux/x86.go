@@ -1,0 +1,69 @@
+package linux
+
+import (
+	"nestdbg/internal/arch"
+	"nestdbg/internal/mem"
+)
+
+// layout is what differs between architectures: where a kernel maps itself,
+// which registers point into it. Addresses are virtual.
+type layout struct {
+	imageArea mem.Range // where the image can be mapped
+	imageStep uint64    // alignment of the image's start, virtual and physical
+	imageMax  uint64    // largest image that is believed, in bytes
+	mapBase   uint64    // the address that physical address phys_base is mapped at
+	linkText  uint64    // link address of _text
+	kernelMin uint64    // lowest address that can be a kernel pointer
+	userRange mem.Range // where user programs are; page 0 is nobody's
+
+	rootReg     string   // register that holds the page-table root
+	rootMask    uint64   // its bits that are the address
+	userRootBit uint64   // set in the root of user mode where the kernel hides itself, 0 if never
+	textRegs    []string // registers that point into kernel text
+	perCPURegs  []string // registers that may hold the base of per-CPU data
+
+	rootSymbols []string // names of the kernel's own root, best first
+	// physBase computes phys_base from VMCOREINFO.
+	physBase func(VMCoreInfo) (int64, bool)
+
+	kvm []kvmFlavour // KVM's vendor modules
+	// kvmRegs are the names of struct kvm_vcpu_arch.regs[] in its order.
+	kvmRegs []string
+}
+
+// layoutOf returns the table of an architecture, nil if there is none yet.
+func layoutOf(a *arch.Arch) *layout {
+	if a == arch.X86 {
+		return &x86
+	}
+	return nil
+}
+
+// x86 is x86-64. Linux 6.1 Documentation/x86/x86_64/mm.rst and
+// arch/x86/include/asm/page_64_types.h: the image lies in the 1 GiB (512 MiB
+// without CONFIG_RANDOMIZE_BASE) from __START_KERNEL_map on, at a multiple of
+// 2 MiB; arch/x86/mm/pti.c: the user root is the page behind the kernel root.
+// kernelMin is the first address of the upper half with 5-level paging.
+var x86 = layout{
+	imageArea: mem.Range{First: 0xffffffff80000000, Last: 0xffffffffbfffffff},
+	imageStep: 2 << 20,
+	imageMax:  256 << 20,
+	mapBase:   0xffffffff80000000,
+	linkText:  0xffffffff81000000,
+	kernelMin: 0xff00000000000000,
+	userRange: mem.Range{First: 0x1000, Last: 0x00ffffffffffffff},
+
+	rootReg:     "cr3",
+	rootMask:    0x000ffffffffff000,
+	userRootBit: 1 << 12,
+	textRegs:    []string{"lstar"},
+	perCPURegs:  []string{"gs_base", "k_gs_base"},
+
+	rootSymbols: []string{"init_top_pgt", "swapper_pg_dir", "init_level4_pgt"},
+	physBase:    func(i VMCoreInfo) (int64, bool) { return i.Number("phys_base") },
+
+	kvm: []kvmFlavour{kvmSVM, kvmVMX},
+	// Linux 6.1 arch/x86/include/asm/kvm_host.h, enum kvm_reg.
+	kvmRegs: []string{"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+		"r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip"},
+}

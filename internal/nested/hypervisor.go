@@ -1,0 +1,100 @@
+package nested
+
+import (
+	"fmt"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/linux"
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+)
+
+// byHypervisor asks the hypervisor's own kernel, where it is understood, which
+// guests it has. It marks the candidates that are on the list, adds those that
+// were not found otherwise, and reports whether there was a list at all.
+func byHypervisor(m *machine.Machine, found map[mem.Phys]*candidate, opt Options, problem func(string, ...any)) bool {
+	if opt.Kernel == nil {
+		return false
+	}
+	k := opt.Kernel(m)
+	if k == nil {
+		return false
+	}
+	vms, problems, err := k.KVMs()
+	for _, p := range problems {
+		problem("%s: %v", p.What, p.Err)
+	}
+	if err != nil {
+		return false // no KVM there, or one that is not understood
+	}
+	for _, vm := range vms {
+		for _, v := range vm.VCPUs {
+			listedCPU(m, found, vm, v)
+		}
+	}
+	return true
+}
+
+// listedCPU marks or adds the control block that a vCPU of the list runs on.
+func listedCPU(m *machine.Machine, found map[mem.Phys]*candidate, vm linux.VM, v linux.VCPU) {
+	at := v.Control.Phys
+	if at == 0 {
+		return
+	}
+	c := found[at]
+	for _, tech := range technologies[m.Arch.Name] {
+		if c == nil {
+			c = inspect(m, tech, at)
+		}
+	}
+	if c == nil {
+		return // created, never run
+	}
+	found[at] = c
+	c.vm, c.index, c.fromList = uint64(vm.Addr), v.ID, true
+	c.evidence = append(c.evidence, fmt.Sprintf("vCPU %d of struct kvm at %#x, VMM %s (PID %d)", v.ID, vm.Addr, vm.Comm, vm.PID))
+	if v.Mode == linux.VCPUOutside {
+		c.fill = func(r *arch.Registers) { takeOver(r, v.Regs) }
+	}
+}
+
+// takeOver replaces registers by KVM's own copy. While a vCPU is outside its
+// guest KVM's copy is the newer one: an instruction that KVM emulated has moved
+// RIP there, and the control block learns of it at the next entry (Linux 6.1
+// arch/x86/kvm/svm/svm.c:svm_vcpu_run).
+func takeOver(r, from *arch.Registers) {
+	if from == nil {
+		return
+	}
+	for i := range r.Arch().Regs {
+		if b := from.Bytes(i); b != nil {
+			_ = r.SetBytes(i, b) // both have the same architecture, so the size fits
+		}
+	}
+}
+
+// byPageState drops control blocks whose page the hypervisor's kernel has
+// freed: the remains of a VM that ended.
+func byPageState(m *machine.Machine, found map[mem.Phys]*candidate, opt Options) {
+	if opt.Kernel == nil {
+		return
+	}
+	k := opt.Kernel(m)
+	if k == nil {
+		return
+	}
+	for at, c := range found {
+		if c.on >= 0 {
+			continue
+		}
+		free, count, err := k.PageFree(at)
+		switch {
+		case err != nil:
+			c.evidence = append(c.evidence, fmt.Sprintf("whether its page is in use is not known: %v", err))
+		case free:
+			delete(found, at)
+		default:
+			c.evidence = append(c.evidence, fmt.Sprintf("its page is in use (%d references)", count))
+		}
+	}
+}

@@ -1,0 +1,42 @@
+package nested
+
+import (
+	"fmt"
+
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+)
+
+// Landing is where a guest's CPU will execute first after the VM entry that its
+// control block describes now.
+type Landing struct {
+	PC uint64
+	// SP is the stack pointer there, set if the entry delivers an interrupt: the
+	// CPU comes to PC only when the handler returns.
+	SP *uint64
+}
+
+// Entering returns the control block that a CPU is about to enter, given that
+// its program counter is at an instruction that enters a guest.
+func Entering(m *machine.Machine, c *machine.CPU) (mem.Phys, bool) {
+	for _, tech := range technologies[m.Arch.Name] {
+		if at, ok := tech.entering(c.Regs); ok {
+			return at, true
+		}
+	}
+	return 0, false
+}
+
+// Land says where the parked CPU c of the nested machine m will continue.
+func Land(m *machine.Machine, c *machine.CPU) (Landing, error) {
+	page := make([]byte, pageSize)
+	if _, err := m.Parent.Phys.ReadPhys(page, c.Control); err != nil {
+		return Landing{}, fmt.Errorf("control block of %s CPU %d: %w", m.Name, c.Index, err)
+	}
+	for _, tech := range technologies[m.Parent.Arch.Name] {
+		if _, ok := tech.parse(m.Parent, page); ok {
+			return tech.land(m, c, page)
+		}
+	}
+	return Landing{}, fmt.Errorf("control block of %s CPU %d at %#x is not valid any more", m.Name, c.Index, c.Control)
+}

@@ -1,0 +1,375 @@
+// Package nested finds the machines that run inside a machine and builds the
+// tower. What a CPU says about itself comes first, then the hypervisor's own
+// lists where its kernel is understood, then control blocks found by content;
+// every machine carries the evidence for it.
+package nested
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/linux"
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+	"nestdbg/internal/paging"
+)
+
+// Options says what a search may use.
+type Options struct {
+	// Kernel answers which Linux runs in a machine, nil if none is known. It
+	// gives the hypervisor's own view of its guests.
+	Kernel func(*machine.Machine) *linux.Kernel
+	// Scan looks through all memory for control blocks. Without it only those
+	// are used that a CPU points at, the hypervisor lists, or were known before.
+	Scan bool
+}
+
+// technology is one hardware interface for nested machines (SVM, VMX).
+type technology interface {
+	name() string
+	// executing returns the control block a CPU runs its guest on now.
+	executing(cpu *arch.Registers) (control mem.Phys, ok bool)
+	// lastUsed returns the control block of the CPU's last entry, if it says so.
+	lastUsed(cpu *arch.Registers) (control mem.Phys, ok bool)
+	// current returns the second stage that an executing CPU walks now.
+	current(cpu *arch.Registers) (*paging.Format, mem.Phys, error)
+	// host returns the hypervisor's own state while its guest executes.
+	host(parent *machine.Machine, cpu *arch.Registers) (*arch.Registers, string, error)
+	// entering returns the control block that the entry instruction at the CPU's
+	// program counter would enter.
+	entering(cpu *arch.Registers) (control mem.Phys, ok bool)
+	// land says where the guest CPU continues after the next entry with this
+	// control block.
+	land(m *machine.Machine, c *machine.CPU, page []byte) (Landing, error)
+	// quickReject says that a page is no control block, at the cost of a cache line.
+	quickReject(page []byte) bool
+	// parse decodes a page that may be a control block; ok is its plausibility.
+	parse(parent *machine.Machine, page []byte) (block controlBlock, ok bool)
+}
+
+// controlBlock is what one VMCB or VMCS says.
+type controlBlock struct {
+	regs     *arch.Registers // the guest's state as of its last exit
+	second   *paging.Format
+	root     mem.Phys
+	why      string // the last exit, in words
+	evidence []string
+}
+
+// technologies by architecture; a new one is a row.
+var technologies = map[string][]technology{
+	arch.X86.Name: {svmTechnology{}},
+}
+
+// Finder builds towers and remembers what it found, so that a machine keeps
+// its name when its tables move or its CPUs come and go. Not safe for
+// concurrent use.
+type Finder struct {
+	known []*identity
+	count map[string]int // machines ever named, by parent
+}
+
+// identity is a nested machine across stops.
+type identity struct {
+	name, parent string
+	id           uint64           // hypervisor's object, 0 if not understood
+	controls     map[mem.Phys]int // the CPUs' control blocks, with the hypervisor's numbers or -1
+	seen         bool             // in the search under way
+}
+
+// candidate is a control block on its way to being a CPU of a machine.
+type candidate struct {
+	tech     technology
+	at       mem.Phys
+	block    controlBlock
+	on       int  // CPU of QEMU's machine that executes it now, or -1
+	halted   bool // that CPU waits in the guest's HLT: the hypervisor lets it keep the CPU
+	vm       uint64
+	index    int // the hypervisor's number for this CPU, or -1
+	fromList bool
+	fill     func(*arch.Registers) // adds registers that the hypervisor keeps elsewhere
+	evidence []string
+}
+
+// Build makes the tower above root, whose CPUs hold the device state: the
+// state of whatever executes. It replaces the registers of CPUs that host a
+// guest by the hypervisor's own.
+func (f *Finder) Build(root *machine.Machine, opt Options) *machine.Tower {
+	t := &machine.Tower{Machines: []*machine.Machine{root}}
+	for _, id := range f.known {
+		id.seen = false
+	}
+	f.children(t, root, opt)
+	f.known = slices.DeleteFunc(f.known, func(id *identity) bool { return !id.seen })
+	return t
+}
+
+// maxLevel bounds how deep machines are looked for. A guest that maps its
+// hypervisor's memory shows that hypervisor again, with the same guests, one
+// level deeper each time.
+const maxLevel = 8
+
+// children finds and adds the machines directly inside m, then theirs.
+func (f *Finder) children(t *machine.Tower, m *machine.Machine, opt Options) {
+	found := make(map[mem.Phys]*candidate)
+	problem := func(format string, args ...any) {
+		t.Problems = append(t.Problems, m.Name+": "+fmt.Sprintf(format, args...))
+	}
+	for _, tech := range technologies[m.Arch.Name] {
+		executing(m, tech, found, problem)
+		f.remembered(m, tech, found)
+	}
+	f.recall(m, found)
+	listed := byHypervisor(m, found, opt, problem)
+	if opt.Scan && !listed {
+		for _, tech := range technologies[m.Arch.Name] {
+			scan(m, tech, found, problem)
+		}
+		byPageState(m, found, opt)
+	}
+	groups := group(m, found, listed)
+	if len(groups) > 0 && m.Level >= maxLevel {
+		problem("it has guests at level %d, deeper than anything real", m.Level+1)
+		return
+	}
+	for _, g := range groups {
+		child := f.machine(m, g)
+		t.Machines = append(t.Machines, child)
+		f.children(t, child, Options{Kernel: opt.Kernel})
+	}
+}
+
+// executing adds the control blocks that m's CPUs run a guest on now, and
+// those they used last.
+func executing(m *machine.Machine, tech technology, found map[mem.Phys]*candidate, problem func(string, ...any)) {
+	for _, c := range m.CPUs {
+		device := c.Regs
+		if at, ok := tech.executing(device); ok {
+			cand, err := executingCandidate(m, tech, c, at)
+			if err != nil {
+				problem("CPU %d runs a guest (%s at %#x): %v", c.Index, tech.name(), at, err)
+			} else {
+				found[at] = cand
+			}
+			host, source, err := tech.host(m, device)
+			if err != nil {
+				problem("CPU %d: its own state while its guest runs: %v", c.Index, err)
+				host, source = arch.NewRegisters(m.Arch), "not known"
+			}
+			c.State, c.Regs, c.Source = machine.Hosting, host, source
+			c.EntryPC, _ = host.PC()
+			continue
+		}
+		if host, _, err := tech.host(m, device); err == nil {
+			c.EntryPC, _ = host.PC() // of its last entry
+		}
+		if at, ok := tech.lastUsed(device); ok && found[at] == nil {
+			if cand := inspect(m, tech, at); cand != nil {
+				cand.evidence = append(cand.evidence, fmt.Sprintf("last entered by CPU %d", c.Index))
+				found[at] = cand
+			}
+		}
+	}
+}
+
+func executingCandidate(m *machine.Machine, tech technology, c *machine.CPU, at mem.Phys) (*candidate, error) {
+	format, root, err := tech.current(c.Regs)
+	if err != nil {
+		return nil, err
+	}
+	// What the CPU says of its virtualisation is its hypervisor's, not its guest's.
+	regs := c.Regs.Clone()
+	for _, r := range m.Arch.Regs {
+		if r.Kind == arch.Hidden {
+			regs.Forget(r.Name)
+		}
+	}
+	return &candidate{
+		tech: tech, at: at, on: c.On, halted: c.State == machine.Halted, index: -1,
+		block:    controlBlock{regs: regs, second: format, root: root},
+		evidence: []string{fmt.Sprintf("CPU %d executes it now", c.Index)},
+	}, nil
+}
+
+// remembered adds the control blocks of machines known before.
+func (f *Finder) remembered(m *machine.Machine, tech technology, found map[mem.Phys]*candidate) {
+	for _, id := range f.known {
+		if id.parent != m.Name {
+			continue
+		}
+		for at := range id.controls {
+			if found[at] != nil {
+				continue
+			}
+			if cand := inspect(m, tech, at); cand != nil {
+				cand.evidence = append(cand.evidence, "known from before")
+				found[at] = cand
+			}
+		}
+	}
+}
+
+// recall tells candidates what was known of their control block before. What
+// the hypervisor's list says later replaces it.
+func (f *Finder) recall(m *machine.Machine, found map[mem.Phys]*candidate) {
+	for _, id := range f.known {
+		for at, index := range id.controls {
+			if c := found[at]; c != nil && id.parent == m.Name {
+				c.vm, c.index = id.id, index
+			}
+		}
+	}
+}
+
+// inspect reads the page at a control block's address; nil if it is none.
+func inspect(m *machine.Machine, tech technology, at mem.Phys) *candidate {
+	page := make([]byte, pageSize)
+	if _, err := m.Phys.ReadPhys(page, at); err != nil {
+		return nil
+	}
+	block, ok := tech.parse(m, page)
+	if !ok {
+		return nil
+	}
+	return &candidate{tech: tech, at: at, on: -1, index: -1, block: block, evidence: block.evidence}
+}
+
+const pageSize = 4096
+
+// group sorts candidates into machines. Where the hypervisor's list is
+// understood it decides; otherwise CPUs that share a second stage are one
+// machine, and a block that no CPU executes must prove that it is alive.
+func group(m *machine.Machine, found map[mem.Phys]*candidate, listed bool) [][]*candidate {
+	groups := make(map[uint64][]*candidate)
+	for _, c := range found {
+		if listed && !c.fromList && c.on < 0 {
+			continue // the hypervisor does not know it: a freed VM, or memory of a guest
+		}
+		if !listed && c.on < 0 && !alive(m, c) {
+			continue
+		}
+		key := c.vm
+		if key == 0 {
+			key = uint64(c.block.root)
+		}
+		groups[key] = append(groups[key], c)
+	}
+	var out [][]*candidate
+	for _, g := range groups {
+		slices.SortFunc(g, func(a, b *candidate) int {
+			return cmp.Or(cmp.Compare(a.index, b.index), cmp.Compare(a.at, b.at))
+		})
+		out = append(out, g)
+	}
+	slices.SortFunc(out, func(a, b []*candidate) int { return cmp.Compare(a[0].at, b[0].at) })
+	return out
+}
+
+// alive tells a parked CPU from the remains of one: its program counter must
+// lead through both stages to memory. The instruction bytes are not judged.
+func alive(m *machine.Machine, c *candidate) bool {
+	second := paging.NewSpace(c.block.second.Name, c.block.second, m.Phys, c.block.root)
+	probe := &machine.Machine{Arch: m.Arch, Phys: machine.NewNestedMemory(second)}
+	cpu := &machine.CPU{Regs: c.block.regs}
+	space, err := probe.Space(cpu)
+	if err != nil {
+		return false
+	}
+	pc, ok := c.block.regs.PC()
+	if !ok {
+		return false
+	}
+	var b [1]byte
+	if _, err := space.ReadVirt(b[:], mem.Virt(pc)); err != nil {
+		return false
+	}
+	c.evidence = append(c.evidence, fmt.Sprintf("its program counter %#x leads to memory", pc))
+	return true
+}
+
+// machine turns a group into a nested machine.
+func (f *Finder) machine(parent *machine.Machine, g []*candidate) *machine.Machine {
+	id := f.identify(parent, g)
+	child := &machine.Machine{
+		Name: id.name, Level: parent.Level + 1, Parent: parent, Arch: parent.Arch,
+		ID: cmp.Or(id.id, uint64(g[0].at)),
+	}
+	stages := make(map[mem.Phys]*machine.SecondStage)
+	for i, c := range g {
+		s := stages[c.block.root]
+		if s == nil {
+			space := paging.NewSpace("second stage of "+child.Name, c.block.second, parent.Phys, c.block.root)
+			s = &machine.SecondStage{Kind: c.block.second.Name, Space: space}
+			stages[c.block.root] = s
+		}
+		cpu := newCPU(i, c, s)
+		child.CPUs = append(child.CPUs, cpu)
+		for _, e := range c.evidence {
+			child.Evidence = append(child.Evidence, fmt.Sprintf("%s at %#x: %s", c.tech.name(), c.at, e))
+		}
+		// The stage a CPU walks right now is the truth; a parked one may have
+		// been left behind when the hypervisor rebuilt its tables.
+		if child.Second == nil || cpu.On >= 0 {
+			child.Second = s
+		}
+	}
+	child.Phys = machine.NewNestedMemory(child.Second.Space)
+	return child
+}
+
+func newCPU(position int, c *candidate, s *machine.SecondStage) *machine.CPU {
+	cpu := &machine.CPU{
+		Index: position, On: c.on, Control: c.at, Second: s, Regs: c.block.regs, Why: c.block.why,
+		State:  machine.Parked,
+		Source: fmt.Sprintf("%s at %#x", c.tech.name(), c.at),
+	}
+	if c.index >= 0 {
+		cpu.Index = c.index
+	}
+	if c.on >= 0 {
+		cpu.State, cpu.Source, cpu.Why = machine.Running, "device state", ""
+		if c.halted {
+			cpu.State = machine.Halted
+		}
+	} else if c.fill != nil {
+		c.fill(cpu.Regs)
+		cpu.Source += " and the hypervisor's own copy"
+	}
+	return cpu
+}
+
+// identify finds who this group was at the last search, or names it.
+func (f *Finder) identify(parent *machine.Machine, g []*candidate) *identity {
+	var id *identity
+	for _, k := range f.known {
+		same := g[0].vm != 0 && k.id == g[0].vm
+		for _, c := range g {
+			_, had := k.controls[c.at]
+			same = same || (g[0].vm == 0 || k.id == 0) && had
+		}
+		if k.parent == parent.Name && !k.seen && same {
+			id = k
+			break
+		}
+	}
+	if id == nil {
+		if f.count == nil {
+			f.count = make(map[string]int)
+		}
+		name := fmt.Sprintf("vm%d", f.count[parent.Name])
+		f.count[parent.Name]++
+		if parent.Parent != nil {
+			name = parent.Name + "." + name
+		}
+		id = &identity{name: name, parent: parent.Name, controls: make(map[mem.Phys]int)}
+		f.known = append(f.known, id)
+	}
+	id.seen = true
+	id.id = cmp.Or(g[0].vm, id.id)
+	for _, c := range g {
+		id.controls[c.at] = c.index
+	}
+	return id
+}

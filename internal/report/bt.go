@@ -1,0 +1,236 @@
+package report
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"nestdbg/internal/linux"
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+)
+
+// Backtraces are stacks of one machine.
+type Backtraces struct {
+	Machine  string   `json:"machine"`
+	Stacks   []Stack  `json:"stacks"`
+	Problems []string `json:"problems,omitempty"`
+}
+
+// Stack is the backtrace of a CPU or of a task that is on none. Task is null where
+// it is not known. Error says why the frames end before the stack does.
+type Stack struct {
+	CPU    *int         `json:"cpu"`
+	State  string       `json:"state"`
+	Task   *TaskName    `json:"task"`
+	Frames []StackFrame `json:"frames"`
+	Error  string       `json:"error,omitempty"`
+}
+
+// TaskName names a task.
+type TaskName struct {
+	PID  int    `json:"pid"`
+	TGID int    `json:"tgid"`
+	Comm string `json:"comm"`
+	Addr Hex    `json:"addr"`
+}
+
+// StackFrame is one frame, the innermost first. Symbol is empty where none is
+// known. Interrupted: an interrupt or exception came at this very instruction;
+// otherwise a PC that is not the first frame's is a return address. Guess: no
+// unwind table leads here.
+type StackFrame struct {
+	PC          Hex     `json:"pc"`
+	SP          *Hex    `json:"sp"`
+	Symbol      string  `json:"symbol,omitempty"`
+	Offset      Hex     `json:"offset"`
+	Size        *uint64 `json:"size"`
+	Module      string  `json:"module,omitempty"`
+	Interrupted bool    `json:"interrupted,omitempty"`
+	User        bool    `json:"user,omitempty"`
+	Guess       bool    `json:"guess,omitempty"`
+}
+
+// Backtracer collects backtraces of a machine. It is for one look at it.
+type Backtracer struct {
+	report   *Backtraces
+	machine  *machine.Machine
+	kernel   *linux.Kernel
+	unwinder *linux.Unwinder
+	current  map[int]*linux.Task // by CPU of the machine; nil where not known
+}
+
+// NewBacktracer begins a report on a machine that runs a kernel.
+func NewBacktracer(m *machine.Machine, k *linux.Kernel, u *linux.Unwinder) *Backtracer {
+	b := &Backtracer{report: &Backtraces{Machine: m.Name, Stacks: []Stack{}}, machine: m, kernel: k, unwinder: u,
+		current: map[int]*linux.Task{}}
+	for _, c := range m.CPUs {
+		t, err := k.CurrentOf(c.Regs)
+		if err != nil {
+			// A CPU that hosts a guest does not say where its own data is.
+			sp, ok := c.Regs.SP()
+			if !ok {
+				continue
+			}
+			if t, err = k.TaskOfStack(mem.Virt(sp)); err != nil {
+				continue
+			}
+		}
+		b.current[c.Index] = &t
+	}
+	return b
+}
+
+// Report is what was collected.
+func (b *Backtracer) Report() *Backtraces {
+	for _, p := range b.unwinder.Problems {
+		b.report.Problems = append(b.report.Problems, p.String())
+	}
+	return b.report
+}
+
+// CPU adds the backtrace of a CPU.
+func (b *Backtracer) CPU(c *machine.CPU) {
+	index := c.Index
+	s := Stack{CPU: &index, State: c.State.String(), Task: taskName(b.current[c.Index])}
+	frames, err := b.unwinder.CPU(c.Regs)
+	b.add(s, frames, err)
+}
+
+// Task adds the backtraces of the tasks with a number, most often one. A task
+// that runs now has that of its CPU.
+func (b *Backtracer) Task(pid int) error {
+	tasks, _, err := b.kernel.Tasks()
+	found := false
+	for i := range tasks {
+		if tasks[i].PID == pid {
+			found = true
+			b.task(&tasks[i])
+		}
+	}
+	if !found {
+		return errors.Join(&NoTaskError{b.machine.Name, pid}, err)
+	}
+	return nil
+}
+
+// NoTaskError says that a machine has no task of a number.
+type NoTaskError struct {
+	Machine string
+	PID     int
+}
+
+func (e *NoTaskError) Error() string { return fmt.Sprintf("%s has no task %d", e.Machine, e.PID) }
+
+// All adds the backtraces of every CPU, then of every task that is on none.
+func (b *Backtracer) All() error {
+	shown := map[mem.Virt]bool{}
+	for _, c := range b.machine.CPUs {
+		b.CPU(c)
+		if t := b.current[c.Index]; t != nil {
+			shown[t.Addr] = true
+		}
+	}
+	tasks, problems, err := b.kernel.Tasks()
+	for i := range tasks {
+		if !shown[tasks[i].Addr] {
+			b.task(&tasks[i])
+		}
+	}
+	for _, p := range problems {
+		b.report.Problems = append(b.report.Problems, p.String())
+	}
+	return err
+}
+
+func (b *Backtracer) task(t *linux.Task) {
+	for _, c := range b.machine.CPUs {
+		if x := b.current[c.Index]; x != nil && x.Addr == t.Addr {
+			b.CPU(c)
+			return
+		}
+	}
+	s := Stack{State: t.State, Task: taskName(t)}
+	if t.OnCPU {
+		b.add(s, nil, fmt.Errorf("it runs on CPU %d of the kernel, whose registers are not known", t.CPU))
+		return
+	}
+	frames, err := b.unwinder.Task(t)
+	b.add(s, frames, err)
+}
+
+func taskName(t *linux.Task) *TaskName {
+	if t == nil {
+		return nil
+	}
+	return &TaskName{PID: t.PID, TGID: t.TGID, Comm: t.Comm, Addr: Hex(t.Addr)}
+}
+
+func (b *Backtracer) add(s Stack, frames []linux.Frame, err error) {
+	s.Frames = []StackFrame{}
+	for i := range frames {
+		f := &frames[i]
+		out := StackFrame{PC: Hex(f.PC), SP: hexPointer(uint64(f.SP), f.SP != 0), User: f.User, Guess: f.Guess,
+			Interrupted: f.Exact && i > 0 && !f.User}
+		if p, ok := f.Symbolize(b.kernel); ok {
+			out.Symbol, out.Offset, out.Module, out.Size = p.Name, Hex(p.Offset), p.Module, sizePointer(p.Size)
+		}
+		s.Frames = append(s.Frames, out)
+	}
+	if err != nil {
+		s.Error = err.Error()
+	}
+	b.report.Stacks = append(b.report.Stacks, s)
+}
+
+// Text implements Report.
+func (r *Backtraces) Text(w io.Writer) {
+	for i := range r.Stacks {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		r.Stacks[i].text(w, r.Machine)
+	}
+	for _, p := range r.Problems {
+		fmt.Fprintf(w, "not sure: %s\n", p)
+	}
+}
+
+func (s *Stack) text(w io.Writer, machine string) {
+	fmt.Fprint(w, machine)
+	if s.CPU != nil {
+		fmt.Fprintf(w, " CPU %d, %s", *s.CPU, s.State)
+	}
+	if t := s.Task; t != nil {
+		fmt.Fprintf(w, " task %d %s", t.PID, t.Comm)
+		if s.CPU == nil {
+			fmt.Fprintf(w, ", state %s", s.State)
+		}
+	}
+	fmt.Fprintln(w)
+	for i := range s.Frames {
+		s.Frames[i].text(w, i)
+	}
+	if s.Error != "" {
+		fmt.Fprintf(w, "#%-2d %s\n", len(s.Frames), s.Error)
+	}
+}
+
+func (f *StackFrame) text(w io.Writer, number int) {
+	fmt.Fprintf(w, "#%-2d 0x%016x ", number, uint64(f.PC))
+	if f.Guess {
+		fmt.Fprint(w, "? ")
+	}
+	switch {
+	case f.User:
+		fmt.Fprint(w, "user mode")
+	case f.Symbol == "":
+		fmt.Fprint(w, "no symbol")
+	default:
+		fmt.Fprint(w, placeText(f.Symbol, uint64(f.Offset), f.Size, f.Module))
+	}
+	if f.Interrupted {
+		fmt.Fprint(w, ", interrupted")
+	}
+	fmt.Fprintln(w)
+}

@@ -1,0 +1,60 @@
+// Package report holds what a person sees: plain values, rendered as text or as
+// JSON. Building a report reads memory; rendering one does not.
+package report
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+)
+
+// Report is one answer. The value itself is its JSON.
+type Report interface {
+	// Text writes the report for people.
+	Text(w io.Writer)
+}
+
+// Hex is a number that people and scripts see in hexadecimal: "0x1f".
+type Hex uint64
+
+func (h Hex) String() string { return fmt.Sprintf("%#x", uint64(h)) }
+
+// MarshalJSON implements json.Marshaler.
+func (h Hex) MarshalJSON() ([]byte, error) { return json.Marshal(h.String()) }
+
+// hexPointer is v as an optional Hex: absent where it is not known.
+func hexPointer(v uint64, known bool) *Hex {
+	if !known {
+		return nil
+	}
+	h := Hex(v)
+	return &h
+}
+
+// orUnknown renders an optional number; what is not known is never zero.
+func orUnknown(h *Hex) string {
+	if h == nil {
+		return "unknown"
+	}
+	return h.String()
+}
+
+// JSON writes a report for scripts, indented, with a final newline.
+func JSON(w io.Writer, r Report) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
+}
+
+// size renders a number of bytes the way people name memory sizes.
+func size(n uint64) string {
+	switch {
+	case n >= 1<<30 && n%(1<<30) == 0:
+		return fmt.Sprintf("%d GiB", n>>30)
+	case n >= 1<<20:
+		return fmt.Sprintf("%.5g MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%.4g KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%d bytes", n)
+}

@@ -1,0 +1,143 @@
+package report
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+	"nestdbg/internal/paging"
+)
+
+// VTop is one address followed through every stage, down to QEMU's memory.
+type VTop struct {
+	Machine    string `json:"machine"`
+	VA         *Hex   `json:"va"` // null if the question was about a physical address
+	Steps      []Step `json:"steps"`
+	PA         *Hex   `json:"pa"`          // in the machine itself
+	ParentPA   *Hex   `json:"parent_pa"`   // in its parent; null for QEMU's own machine
+	RootPA     *Hex   `json:"root_pa"`     // in QEMU's machine
+	FileOffset *Hex   `json:"file_offset"` // in the file behind RAM
+	Fault      string `json:"fault"`       // where and why the walk ended, or ""
+
+	pages []string // size of the page at each stage, for people
+}
+
+// Step is one table entry that was read. Stage 1 is the machine's own page
+// tables, 2 the second stage under it, 3 the one under that.
+type Step struct {
+	Stage int      `json:"stage"`
+	Kind  string   `json:"kind"`
+	Level int      `json:"level"`
+	Table Hex      `json:"table"` // address of the table, in the memory it stands in
+	In    string   `json:"in"`    // the machine whose physical memory that is
+	Index uint     `json:"index"`
+	Entry Hex      `json:"entry"`
+	Flags []string `json:"flags"`
+}
+
+// NewVTop follows a virtual address of an address space of m.
+func NewVTop(m *machine.Machine, space *paging.Space, va uint64, fileOffset func(mem.Phys) (uint64, bool)) *VTop {
+	v := &VTop{Machine: m.Name, VA: hexPointer(va, true)}
+	pa, ok := v.walk(1, space, m, va)
+	if !ok {
+		return v
+	}
+	v.physical(m, pa, 2, fileOffset)
+	return v
+}
+
+// NewPTop follows a physical address of m.
+func NewPTop(m *machine.Machine, pa mem.Phys, fileOffset func(mem.Phys) (uint64, bool)) *VTop {
+	v := &VTop{Machine: m.Name}
+	v.physical(m, pa, 2, fileOffset)
+	return v
+}
+
+// physical follows a physical address through the second stages under m.
+func (v *VTop) physical(m *machine.Machine, pa mem.Phys, stage int, fileOffset func(mem.Phys) (uint64, bool)) {
+	v.PA = hexPointer(uint64(pa), true)
+	for ; m.Parent != nil; m, stage = m.Parent, stage+1 {
+		next, ok := v.walk(stage, m.Second.Space, m.Parent, uint64(pa))
+		if !ok {
+			return
+		}
+		if pa = next; v.ParentPA == nil {
+			v.ParentPA = hexPointer(uint64(pa), true)
+		}
+	}
+	var b [1]byte
+	if _, err := m.Phys.ReadPhys(b[:], pa); err != nil {
+		v.Fault = err.Error()
+		return
+	}
+	v.RootPA = hexPointer(uint64(pa), true)
+	if fileOffset != nil {
+		if off, ok := fileOffset(pa); ok {
+			v.FileOffset = hexPointer(off, true)
+		}
+	}
+}
+
+// walk adds the entries of one stage; its tables stand in the memory of in.
+func (v *VTop) walk(stage int, s *paging.Space, in *machine.Machine, addr uint64) (mem.Phys, bool) {
+	t, err := s.Walk(addr)
+	v.add(stage, s.Format(), in, t.Steps)
+	if err != nil {
+		v.Fault = fmt.Sprintf("stage %d (%s): %v", stage, s.Format().Name, err)
+		v.under(stage, in, err)
+		return 0, false
+	}
+	v.pages = append(v.pages, fmt.Sprintf("stage %d: %s page", stage, size(t.PageSize)))
+	return t.Phys, true
+}
+
+// under shows the stage below when it is the one that has no answer for a
+// table of this stage.
+func (v *VTop) under(stage int, in *machine.Machine, err error) {
+	var fault *mem.FaultError
+	if in.Parent == nil || !errors.As(err, &fault) || fault.Space != in.Second.Space.Name() {
+		return
+	}
+	t, _ := in.Second.Space.Walk(fault.Addr)
+	v.add(stage+1, in.Second.Space.Format(), in.Parent, t.Steps)
+}
+
+func (v *VTop) add(stage int, f *paging.Format, in *machine.Machine, steps []paging.Step) {
+	for _, s := range steps {
+		v.Steps = append(v.Steps, Step{
+			Stage: stage, Kind: f.Name, Level: s.Level, Table: Hex(s.Table), In: in.Name,
+			Index: s.Index, Entry: Hex(s.Entry), Flags: f.Flags(s.Level, s.Leaf, s.Entry),
+		})
+	}
+}
+
+// Text implements Report.
+func (v *VTop) Text(w io.Writer) {
+	if v.VA != nil {
+		fmt.Fprintf(w, "%s va %s\n", v.Machine, v.VA)
+	} else {
+		fmt.Fprintf(w, "%s pa %s\n", v.Machine, v.PA)
+	}
+	for _, s := range v.Steps {
+		fmt.Fprintf(w, "  stage %d %-10s level %d  table %#-13x[%3d]  %#-18x %s\n",
+			s.Stage, s.Kind, s.Level, uint64(s.Table), s.Index, uint64(s.Entry), strings.Join(s.Flags, " "))
+	}
+	for _, p := range v.pages {
+		fmt.Fprintf(w, "  %s\n", p)
+	}
+	if v.PA != nil && v.VA != nil {
+		fmt.Fprintf(w, "  pa %s in %s\n", v.PA, v.Machine)
+	}
+	if v.ParentPA != nil {
+		fmt.Fprintf(w, "  pa %s in its parent\n", v.ParentPA)
+	}
+	if v.FileOffset != nil {
+		fmt.Fprintf(w, "  offset %s in QEMU's RAM file\n", v.FileOffset)
+	}
+	if v.Fault != "" {
+		fmt.Fprintf(w, "  %s\n", v.Fault)
+	}
+}

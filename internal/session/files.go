@@ -1,0 +1,287 @@
+package session
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"nestdbg/internal/debugfile"
+	"nestdbg/internal/gdbserver"
+	"nestdbg/internal/kernelfile"
+	"nestdbg/internal/linux"
+	"nestdbg/internal/machine"
+)
+
+// Files tells gdb which files describe the kernel and modules of each machine,
+// and where they were loaded. It implements gdbserver.Symbols.
+type Files struct {
+	session *Session
+	finder  *debugfile.Finder
+	log     *slog.Logger
+
+	dir   string            // private, for files made here; "" until needed
+	files map[string]string // made here, by what they describe; "" if that failed
+}
+
+// NewFiles searches the given directories first, then the system's, then asks
+// ask, which may be nil, for a build id.
+func NewFiles(s *Session, dirs []string, ask func(buildID string) string, log *slog.Logger) *Files {
+	finder := debugfile.New(dirs...)
+	finder.Ask = ask
+	return &Files{session: s, finder: finder, log: log, files: make(map[string]string)}
+}
+
+// Close removes the files that were made for gdb.
+func (f *Files) Close() error {
+	if f.dir == "" {
+		return nil
+	}
+	return os.RemoveAll(f.dir)
+}
+
+// Prepare makes the files for the machines of the last look, which takes a while,
+// so that they are at hand when somebody asks. It leaves off when ctx is done.
+func (f *Files) Prepare(ctx context.Context) {
+	for _, m := range f.session.Tower().Machines {
+		if ctx.Err() != nil {
+			return
+		}
+		pid := f.session.Number(m)
+		f.ExecFile(pid)
+		f.Libraries(pid)
+	}
+}
+
+// place returns a path for a file made here for one machine.
+func (f *Files) place(m *machine.Machine, name string) (string, error) {
+	if f.dir == "" {
+		dir, err := os.MkdirTemp("", "nestdbg-") // mode 0700
+		if err != nil {
+			return "", err
+		}
+		f.dir = dir
+	}
+	dir := filepath.Join(f.dir, m.Name)
+	return filepath.Join(dir, name), os.MkdirAll(dir, 0o700)
+}
+
+// made returns the path of a file that write makes, once for a key. What could
+// not be made is not tried again.
+func (f *Files) made(m *machine.Machine, name, key string, write func(io.Writer) ([]string, error)) (string, error) {
+	key = name + " " + key
+	if path, ok := f.files[key]; ok {
+		return path, nil
+	}
+	f.files[key] = ""
+	path, err := f.place(m, fmt.Sprintf("%s-%d", name, len(f.files)))
+	if err != nil {
+		return "", err
+	}
+	out, err := os.Create(path)
+	if err != nil {
+		return "", err
+	}
+	buffered := bufio.NewWriterSize(out, 1<<20)
+	problems, err := write(buffered)
+	for _, p := range problems {
+		f.log.Info("file for gdb", "machine", m.Name, "file", name, "problem", p)
+	}
+	if err := errors.Join(err, buffered.Flush(), out.Close()); err != nil {
+		return "", errors.Join(err, os.Remove(path))
+	}
+	f.files[key] = path
+	return path, nil
+}
+
+// frameFile is the call-frame information that the vendor's files lack, for a
+// kernel with these modules.
+func (f *Files) frameFile(m *machine.Machine, k *linux.Kernel, modules []linux.Module) (string, error) {
+	key := fmt.Sprintf("%s %#x", m.Name, k.TextVA)
+	for _, x := range modules {
+		key += fmt.Sprintf(" %s@%#x", x.Name, x.Base)
+	}
+	return f.made(m, "frames", key, func(w io.Writer) ([]string, error) { return kernelfile.Frames(k, w) })
+}
+
+// own gives a module's file a path of its own for each machine. gdb 13 shares
+// what it knows of a file between inferiors, and adds the section addresses of
+// the second machine to those of the first.
+func (f *Files) own(m *machine.Machine, path string) (string, error) {
+	link, err := f.place(m, filepath.Base(path))
+	if err != nil {
+		return "", err
+	}
+	if old, err := os.Readlink(link); err == nil && old == path {
+		return link, nil
+	}
+	return link, os.Symlink(path, link)
+}
+
+// kernel is the Linux of a process's machine, nil if there is none.
+func (f *Files) kernel(pid int) (*machine.Machine, *linux.Kernel) {
+	t := f.session.Tower()
+	if t == nil {
+		return nil, nil
+	}
+	for _, m := range t.Machines {
+		if f.session.Number(m) != pid {
+			continue
+		}
+		k, err := f.session.Kernel(m)
+		if err != nil {
+			f.log.Info("no kernel", "machine", m.Name, "reason", err)
+			return m, nil
+		}
+		return m, k
+	}
+	return nil, nil
+}
+
+// ExecFile implements gdbserver.Symbols.
+func (f *Files) ExecFile(pid int) string {
+	m, k := f.kernel(pid)
+	if k == nil {
+		return ""
+	}
+	if path := f.finder.Kernel(k.BuildID, k.Release); path != "" {
+		return path
+	}
+	path, err := f.made(m, "vmlinux", fmt.Sprintf("%s %#x %s", m.Name, k.TextVA, k.BuildID),
+		func(w io.Writer) ([]string, error) { return kernelfile.Kernel(k, w) })
+	if err != nil {
+		f.log.Warn("no vmlinux with this build id, and none can be made from memory; --symbols names a directory to search",
+			"machine", m.Name, "release", k.Release, "build-id", k.BuildID, "error", err)
+	}
+	return path
+}
+
+// TextSegment implements gdbserver.Symbols.
+func (f *Files) TextSegment(pid int) (uint64, bool) {
+	slide, ok := f.Slide(pid)
+	if !ok {
+		return 0, false
+	}
+	first, err := debugfile.FirstSegment(f.ExecFile(pid))
+	if err != nil {
+		f.log.Warn("where the kernel's file belongs", "error", err)
+		return 0, false
+	}
+	return first + slide, true
+}
+
+// Slide implements gdbserver.Symbols.
+func (f *Files) Slide(pid int) (uint64, bool) {
+	_, k := f.kernel(pid)
+	switch path := f.ExecFile(pid); {
+	case k == nil || path == "":
+		return 0, false
+	case f.isMade(path): // it is at run-time addresses already
+		return 0, true
+	}
+	return k.Slide, true
+}
+
+func (f *Files) isMade(path string) bool { return f.dir != "" && strings.HasPrefix(path, f.dir+"/") }
+
+// Libraries implements gdbserver.Symbols: the modules, from their files where
+// they are at hand, else from memory.
+func (f *Files) Libraries(pid int) []gdbserver.Library {
+	m, k := f.kernel(pid)
+	if k == nil {
+		return nil
+	}
+	k.Forget() // modules come and go
+	modules, problems, err := k.Modules()
+	for _, p := range problems {
+		f.log.Info("modules", "machine", m.Name, "problem", p)
+	}
+	if err != nil {
+		f.log.Warn("modules are not known", "machine", m.Name, "error", err)
+		return nil
+	}
+	var out []gdbserver.Library
+	path, err := f.frameFile(m, k, modules)
+	if err != nil {
+		f.log.Warn("no frame information for assembly; backtraces through it may be wrong",
+			"machine", m.Name, "error", err)
+	}
+	if path != "" {
+		// Its one section stays where it is.
+		out = append(out, gdbserver.Library{Path: path, Sections: []uint64{0}})
+	}
+	for _, mod := range modules {
+		path := f.finder.Module(mod.BuildID, k.Release, mod.Name)
+		if path == "" {
+			out = f.fromMemory(out, m, k, &mod)
+			continue
+		}
+		sections, err := sectionAddresses(path, &mod)
+		if err == nil {
+			path, err = f.own(m, path)
+		}
+		if err != nil {
+			f.log.Warn("module", "name", mod.Name, "error", err)
+			continue
+		}
+		out = append(out, gdbserver.Library{Path: path, Sections: sections})
+	}
+	return out
+}
+
+// fromMemory appends a module as the kernel knows it.
+func (f *Files) fromMemory(out []gdbserver.Library, m *machine.Machine, k *linux.Kernel, mod *linux.Module) []gdbserver.Library {
+	sections := 0
+	for _, r := range mod.Regions {
+		if r.Size != 0 {
+			sections++
+		}
+	}
+	path, err := f.made(m, mod.Name+".ko", fmt.Sprintf("%s %#x", m.Name, mod.Base),
+		func(w io.Writer) ([]string, error) { return kernelfile.Module(k, mod, w) })
+	if err != nil {
+		f.log.Info("module", "name", mod.Name, "error", err)
+	}
+	if path == "" {
+		return out
+	}
+	return append(out, gdbserver.Library{Path: path, Sections: make([]uint64, sections)})
+}
+
+// nowhere is where sections go that were freed after the module's start: gdb
+// wants an address for each, and nothing is ever mapped in the middle of the
+// non-canonical hole.
+const nowhere = uint64(0x4000_0000_0000_0000)
+
+// sectionAddresses lists where each ALLOC section of a module's file is, in
+// file order, none left out.
+func sectionAddresses(path string, mod *linux.Module) ([]uint64, error) {
+	names, err := debugfile.AllocSections(path)
+	if err != nil {
+		return nil, err
+	}
+	loaded := make(map[string]uint64, len(mod.Sections))
+	for _, s := range mod.Sections {
+		loaded[s.Name] = uint64(s.Addr)
+	}
+	found := 0
+	var out []uint64
+	for i, name := range names {
+		at, ok := loaded[name]
+		if ok && !strings.HasPrefix(name, ".init") {
+			found++
+		} else {
+			at = nowhere + uint64(i)<<32
+		}
+		out = append(out, at)
+	}
+	if found == 0 {
+		return nil, fmt.Errorf("no section of %s is among those that %s has in memory", path, mod.Name)
+	}
+	return out, nil
+}

@@ -1,0 +1,245 @@
+package session_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+	"nestdbg/internal/nested/nestedtest"
+	"nestdbg/internal/session"
+)
+
+const (
+	text  = uint64(nestedtest.Text)
+	stack = text + 0x3f00
+	enter = text + 0x100 // L1's VMRUN
+	after = enter + 3
+)
+
+// sim is a machine with one guest whose CPUs execute a made-up program, as the
+// backend and the stub show it. Every instruction has one byte and does nothing,
+// except where the maps say otherwise; VMRUN is L1's at enter.
+type sim struct {
+	w    *nestedtest.World
+	cpus []*simCPU
+
+	jumps map[string]map[uint64]uint64 // by layer, "l1" or "vm": where an instruction goes
+	exits map[uint64]int               // guest instructions that leave so many times before they are done; -1: always
+
+	traps       map[session.Trap]bool
+	running     bool // for the backend
+	how         *session.Resumption
+	interrupted bool
+	closed      string // how the stub was left
+
+	calls  int    // of the stub's methods, except Interrupt
+	failAt int    // the call that fails, -1 for none
+	gone   error  // what it fails with
+	hook   func() // runs before each instruction
+	writes []mem.Phys
+	cleans int // ClearTrap calls
+}
+
+type simCPU struct {
+	guest  *nestedtest.VCPU // the one it enters, nil if it never does
+	inside bool
+	pc, gp uint64 // in L1, in the guest
+	halted bool
+	done   int // instructions executed
+}
+
+var errInjected = errors.New("injected")
+
+// newSim has CPUs of L1 that run there at +0x200, and a guest CPU for each.
+func newSim(cpus int) *sim {
+	s := &sim{w: nestedtest.New(), traps: map[session.Trap]bool{}, failAt: -1, gone: errInjected,
+		jumps: map[string]map[uint64]uint64{"l1": {text + 0x210: enter, after + 4: enter}, "vm": {text + 0x3f: text + 0x20}},
+		exits: map[uint64]int{}}
+	s.w.RAM.Put(s.w.TextPhys(enter), []byte{0x0f, 0x01, 0xd8})
+	g := s.w.Guest()
+	for i := range cpus {
+		c := &simCPU{guest: g.CPU(text+0x20, stack), pc: text + 0x200, gp: text + 0x20}
+		s.cpus = append(s.cpus, c)
+		s.w.Save(i, c.guest, after, stack)
+	}
+	return s
+}
+
+// enterGuest puts a CPU into its guest.
+func (s *sim) enterGuest(cpu int) {
+	s.w.Save(cpu, s.cpus[cpu].guest, after, stack)
+	s.cpus[cpu].inside = true
+}
+
+func (c *simCPU) layer() string {
+	if c.inside {
+		return "vm"
+	}
+	return "l1"
+}
+
+func (c *simCPU) at() uint64 {
+	if c.inside {
+		return c.gp
+	}
+	return c.pc
+}
+
+// execute does one instruction of a CPU.
+func (s *sim) execute(i int) {
+	c := s.cpus[i]
+	c.done++
+	switch next, jump := s.jumps[c.layer()][c.at()]; {
+	case !c.inside && c.pc == enter:
+		s.enterGuest(i)
+	case c.inside && s.exits[c.gp] != 0:
+		s.exits[c.gp]--
+		c.guest.Park(c.gp, stack, nil)
+		c.inside, c.pc = false, after
+	case jump && c.inside:
+		c.gp = next
+	case jump:
+		c.pc = next
+	case c.inside:
+		c.gp++
+	default:
+		c.pc++
+	}
+}
+
+// The backend.
+
+func (s *sim) Arch() *arch.Arch                      { return arch.X86 }
+func (s *sim) Memory() machine.PhysMemory            { return s.w.RAM }
+func (s *sim) Running(context.Context) (bool, error) { return s.running, nil }
+func (s *sim) CPUs(context.Context) ([]*arch.Registers, error) {
+	var out []*arch.Registers
+	for i, c := range s.cpus {
+		r := s.w.Host(i, c.pc, stack)
+		if c.inside {
+			r = c.guest.Running(i, c.gp, stack)
+		}
+		r.Set("rax", uint64(c.guest.Control))
+		r.Set("vm_vmcb", uint64(c.guest.Control))
+		if c.halted {
+			r.Set("halted", 1)
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// The stub.
+
+func (s *sim) open(context.Context) (session.Stub, error) { return s, s.call() }
+
+func (s *sim) call() error {
+	s.calls++
+	if s.calls-1 == s.failAt {
+		return s.gone
+	}
+	return nil
+}
+
+func (s *sim) WritePhys(_ context.Context, a mem.Phys, p []byte) error {
+	if err := s.call(); err != nil {
+		return err
+	}
+	s.writes = append(s.writes, a)
+	s.w.RAM.Put(a, p)
+	return nil
+}
+
+func (s *sim) WriteRegister(_ context.Context, cpu, _ int, _ []byte) error { return s.call() }
+
+func (s *sim) SetTrap(_ context.Context, t session.Trap) error {
+	if s.traps[t] {
+		return fmt.Errorf("%v is there already", t)
+	}
+	if err := s.call(); err != nil {
+		return err
+	}
+	s.traps[t] = true
+	return nil
+}
+
+func (s *sim) ClearTrap(_ context.Context, t session.Trap) error {
+	if !s.traps[t] {
+		return fmt.Errorf("%v is not there", t)
+	}
+	s.cleans++
+	if err := s.call(); err != nil {
+		return err
+	}
+	delete(s.traps, t)
+	return nil
+}
+
+func (s *sim) Resume(_ context.Context, how session.Resumption) error {
+	if err := s.call(); err != nil {
+		return err
+	}
+	s.how = &how
+	return nil
+}
+
+// limit is when a program that stops nowhere is a bug of the test.
+const limit = 100000
+
+// Wait runs the machine, one instruction of each CPU after the other.
+func (s *sim) Wait(context.Context) (session.Event, error) {
+	if err := s.call(); err != nil {
+		return session.Event{}, err
+	}
+	how := *s.how
+	for range limit {
+		for i, c := range s.cpus {
+			if s.hook != nil {
+				s.hook()
+			}
+			if s.interrupted && how.Step < 0 {
+				s.interrupted = false
+				return session.Event{CPU: i, Signal: 2}, nil
+			}
+			if slices.Contains(how.Frozen, i) || c.halted || how.Step >= 0 && how.Step != i && !how.Others {
+				continue
+			}
+			if how.Step == i {
+				s.execute(i)
+				return session.Event{CPU: i, Signal: 5}, nil
+			}
+			for t := range s.traps {
+				if t.Addr == c.at() && t.Kind <= session.TrapHardware {
+					return session.Event{CPU: i, Signal: 5}, nil
+				}
+			}
+			s.execute(i)
+		}
+	}
+	return session.Event{}, errors.New("the machine runs for ever")
+}
+
+func (s *sim) Interrupt() error {
+	s.interrupted = true
+	return nil
+}
+
+func (s *sim) Close(_ context.Context, run bool) error {
+	s.closed = map[bool]string{true: "running", false: "stopped"}[run]
+	return s.call()
+}
+
+// take gives a debugger that has control of the machine.
+func (s *sim) take(t *testing.T) *session.Debugger {
+	t.Helper()
+	d := session.NewDebugger(session.New(s), s.open, quiet)
+	if err := d.Take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}

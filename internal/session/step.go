@@ -1,0 +1,242 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+	"nestdbg/internal/nested"
+)
+
+// maxCrossings bounds how often one step follows its CPU through other layers.
+// An instruction that touches several new pages leaves its machine once for
+// each page and stage; nothing real comes near this.
+const maxCrossings = 256
+
+// Step executes one instruction of a CPU, in its own layer: when the
+// instruction leaves for the hypervisor, or enters a guest, it is followed until
+// the same CPU is back behind it. others lets the other CPUs run meanwhile.
+func (d *Debugger) Step(ctx context.Context, m *machine.Machine, c *machine.CPU, others bool) (*Stop, error) {
+	if err := d.traps.sync(ctx, d.stub); err != nil {
+		return nil, err
+	}
+	s := stepper{d: d, name: m.Name, index: c.Index, others: others}
+	if pc, ok := c.Regs.PC(); ok && c.State != machine.Parked {
+		s.from, s.started = pc, true
+	}
+	for range maxCrossings {
+		m, c, err := s.find()
+		if err != nil {
+			return nil, err
+		}
+		stop, done, err := s.advance(ctx, m, c)
+		if err != nil || stop != nil {
+			return stop, err
+		}
+		if done {
+			m, c, err := s.find()
+			if err != nil {
+				return nil, err
+			}
+			return &Stop{Machine: m, CPU: c, Signal: signalTrap}, nil
+		}
+	}
+	return nil, fmt.Errorf("step: %s CPU %d left its layer %d times in one instruction", m.Name, c.Index, maxCrossings)
+}
+
+// stepper is one step under way.
+type stepper struct {
+	d       *Debugger
+	name    string
+	index   int
+	others  bool
+	from    uint64 // where the instruction is
+	started bool   // from is known
+}
+
+// find returns the CPU as of now.
+func (s *stepper) find() (*machine.Machine, *machine.CPU, error) {
+	m, ok := s.d.Tower().Machine(s.name)
+	if !ok {
+		return nil, nil, fmt.Errorf("step: %s is gone", s.name)
+	}
+	c, ok := m.CPU(s.index)
+	if !ok {
+		return nil, nil, fmt.Errorf("step: CPU %d of %s is gone", s.index, s.name)
+	}
+	return m, c, nil
+}
+
+// advance does the next part of a step; done when the instruction is behind.
+func (s *stepper) advance(ctx context.Context, m *machine.Machine, c *machine.CPU) (stop *Stop, done bool, err error) {
+	switch c.State {
+	case machine.Parked:
+		return s.awaitEntry(ctx, m, c)
+	case machine.Hosting:
+		// Its guest runs: the instruction is over when the hypervisor gets the
+		// CPU back, behind the one that entered the guest.
+		pc, ok := c.Regs.PC()
+		if !ok {
+			return nil, false, fmt.Errorf("step: where %s CPU %d will continue is not known", m.Name, c.Index)
+		}
+		stop, err = s.runTo(ctx, pc, nil)
+		return stop, stop == nil && err == nil, err
+	}
+	pc, ok := c.Regs.PC()
+	if !ok {
+		return nil, false, fmt.Errorf("step: program counter of %s CPU %d is not known", m.Name, c.Index)
+	}
+	if !s.started {
+		s.from, s.started = pc, true
+	}
+	if c.State == machine.Halted {
+		// Interrupts are masked in a single step, so a halted CPU would never end
+		// one. It goes on at pc when the handler of what wakes it returns.
+		sp, ok := c.Regs.SP()
+		if !ok {
+			return nil, false, fmt.Errorf("step: stack pointer of %s CPU %d is not known", m.Name, c.Index)
+		}
+		stop, err = s.runTo(ctx, pc, &sp)
+		return stop, stop == nil && err == nil, err
+	}
+	if size, ok := s.entersGuest(m, c, pc); ok {
+		stop, err = s.runTo(ctx, pc+uint64(size), nil)
+		return stop, stop == nil && err == nil, err
+	}
+	return s.single(ctx, m, c)
+}
+
+// single lets QEMU's CPU execute one instruction.
+func (s *stepper) single(ctx context.Context, m *machine.Machine, c *machine.CPU) (*Stop, bool, error) {
+	on := c.On
+	ev, err := s.d.resume(ctx, Resumption{Step: on, Others: s.others})
+	if err != nil {
+		return nil, false, err
+	}
+	t, err := s.d.look(ctx, Glance)
+	if err != nil {
+		return nil, false, err
+	}
+	if ev.CPU != on || ev.Watch.watches() || ev.Signal != signalTrap {
+		stop, foreign := s.d.classify(t, ev)
+		if stop != nil {
+			return stop, false, nil
+		}
+		if foreign && ev.CPU != on {
+			s.d.foreign++
+			if stop, err := s.d.stepOver(ctx, ev); stop != nil || err != nil {
+				return stop, false, err
+			}
+		}
+	}
+	_, after, err := s.find()
+	if err != nil {
+		return nil, false, err
+	}
+	if after.State == machine.Parked || after.State == machine.Hosting {
+		return nil, false, nil // it left its layer: follow
+	}
+	pc, ok := after.Regs.PC()
+	// Another CPU's event may have come before this one did its instruction; an
+	// instruction that jumps to itself looks the same and may be done twice.
+	return nil, ev.CPU == on || ok && pc != s.from, nil
+}
+
+// awaitEntry runs until the hypervisor is about to enter this parked CPU again,
+// reads from its control block where it will land, and runs to there.
+func (s *stepper) awaitEntry(ctx context.Context, m *machine.Machine, c *machine.CPU) (*Stop, bool, error) {
+	parent, control := m.Parent, c.Control
+	entry, err := s.entryPoint(parent)
+	if err != nil {
+		return nil, false, err
+	}
+	about := func(pm *machine.Machine, pc *machine.CPU) bool {
+		at, ok := nested.Entering(pm, pc)
+		return pm.Name == parent.Name && ok && at == control
+	}
+	stop, err := s.d.run(ctx, &goal{trap: Trap{Kind: TrapSoftware, Addr: entry, Size: 1}, reached: func(pm *machine.Machine, pc *machine.CPU) bool {
+		at, ok := pc.Regs.PC()
+		return ok && at == entry && about(pm, pc)
+	}})
+	if stop != nil || err != nil {
+		return stop, false, err
+	}
+	m, c, err = s.find()
+	if err != nil {
+		return nil, false, err
+	}
+	landing, err := nested.Land(m, c)
+	if err != nil {
+		return nil, false, fmt.Errorf("step: %w", err)
+	}
+	stop, err = s.runTo(ctx, landing.PC, landing.SP)
+	if stop != nil || err != nil {
+		return stop, false, err
+	}
+	if !s.started {
+		s.from, s.started = landing.PC, true
+		return nil, false, nil // now it can execute the instruction
+	}
+	// The instruction is done if the hypervisor put the CPU behind it, or into a
+	// handler for what it did. At the same place it must be executed again.
+	return nil, landing.PC != s.from, nil
+}
+
+// runTo runs until this CPU executes at pc in its layer, with the given stack
+// pointer if sp is not nil: then an interrupt handler that happens to pass
+// there is not taken for the return from it.
+func (s *stepper) runTo(ctx context.Context, pc uint64, sp *uint64) (*Stop, error) {
+	return s.d.run(ctx, &goal{
+		trap: Trap{Kind: TrapSoftware, Addr: pc, Size: 1},
+		reached: func(m *machine.Machine, c *machine.CPU) bool {
+			if m.Name != s.name || c.Index != s.index {
+				return false
+			}
+			at, ok := c.Regs.PC()
+			if !ok || at != pc {
+				return false
+			}
+			now, ok := c.Regs.SP()
+			return sp == nil || ok && now == *sp
+		},
+	})
+}
+
+// entryPoint is the instruction with which a hypervisor enters its guests, from
+// the state that it saved at its last entries.
+func (s *stepper) entryPoint(parent *machine.Machine) (uint64, error) {
+	for _, c := range parent.CPUs {
+		v, err := s.d.VirtMemory(parent, c)
+		if err != nil {
+			continue
+		}
+		for behind := range s.d.entries[parent.Name] {
+			for _, insn := range parent.Arch.GuestEntry {
+				at := behind - uint64(len(insn))
+				code := make([]byte, len(insn))
+				if _, err := v.ReadVirt(code, mem.Virt(at)); err == nil && slices.Equal(code, insn) {
+					return at, nil
+				}
+			}
+		}
+	}
+	return 0, fmt.Errorf("step: where %s enters its guests is not known", parent.Name)
+}
+
+// entersGuest reports whether the CPU's next instruction enters a nested guest,
+// and how long it is.
+func (s *stepper) entersGuest(m *machine.Machine, c *machine.CPU, pc uint64) (int, bool) {
+	v, err := s.d.VirtMemory(m, c)
+	if err != nil {
+		return 0, false
+	}
+	for _, insn := range m.Arch.GuestEntry {
+		code := make([]byte, len(insn))
+		if _, err := v.ReadVirt(code, mem.Virt(pc)); err == nil && slices.Equal(code, insn) {
+			return len(insn), true
+		}
+	}
+	return 0, false
+}

@@ -1,0 +1,309 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/gdbserver"
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+)
+
+// Target is the debugger as gdb's server wants it. monitor answers what a
+// person types behind "monitor"; symbols may be nil.
+func (d *Debugger) Target(symbols gdbserver.Symbols, monitor gdbserver.Monitor) gdbserver.Target {
+	t := &target{Debugger: d}
+	return gdbserver.Target{
+		Core: t, Memory: t, Registers: t, Resume: t, Break: t, OSData: t,
+		Symbols: symbols, Monitor: monitor,
+	}
+}
+
+// target adapts a Debugger to the interfaces of gdbserver.
+type target struct{ *Debugger }
+
+// Processes implements gdbserver.Core.
+func (t *target) Processes(context.Context) []int {
+	var out []int
+	for _, m := range t.Tower().Machines {
+		out = append(out, t.Number(m))
+	}
+	return out
+}
+
+// Attach implements gdbserver.Core. The first one stops the machine.
+func (t *target) Attach(ctx context.Context, pid int) error {
+	if err := t.Take(ctx); err != nil {
+		return err
+	}
+	for _, m := range t.Tower().Machines {
+		if t.Number(m) == pid {
+			t.attached[pid] = m.Name
+			return nil
+		}
+	}
+	return fmt.Errorf("there is no machine %d", pid)
+}
+
+// Detach implements gdbserver.Core. After the last one the machine runs on, if
+// it ran before the first.
+func (t *target) Detach(ctx context.Context, pid int) error {
+	delete(t.attached, pid)
+	t.traps.removeProcess(pid)
+	if len(t.attached) == 0 {
+		return t.Release(ctx)
+	}
+	return t.traps.sync(ctx, t.stub)
+}
+
+// Close implements gdbserver.Core.
+func (t *target) Close() {
+	if err := t.Release(context.Background()); err != nil && !errors.Is(err, ErrGone) {
+		t.log.Error("the machine was not left as it was found", "error", err)
+	}
+}
+
+// Threads implements gdbserver.Core.
+func (t *target) Threads(_ context.Context, pid int) ([]gdbserver.Thread, error) {
+	for _, m := range t.Tower().Machines {
+		if t.Number(m) != pid {
+			continue
+		}
+		var out []gdbserver.Thread
+		for _, c := range m.CPUs {
+			out = append(out, gdbserver.Thread{
+				ID: c.Index + 1, Name: fmt.Sprintf("%s CPU %d", m.Name, c.Index),
+				Extra: t.doing(m, c), Core: c.On,
+			})
+		}
+		return out, nil
+	}
+	return nil, fmt.Errorf("machine %d is gone", pid)
+}
+
+// doing says in a few words what a CPU does, for "info threads".
+func (d *Debugger) doing(m *machine.Machine, c *machine.CPU) string {
+	switch c.State {
+	case machine.Hosting:
+		if guest, cpu := d.Tower().At(c.On); cpu != nil && guest != m {
+			return fmt.Sprintf("in %s CPU %d; registers from the %s", guest.Name, cpu.Index, c.Source)
+		}
+		return "in a guest; registers from the " + c.Source
+	case machine.Parked:
+		if c.Why != "" {
+			return "parked after " + c.Why
+		}
+		return "parked"
+	case machine.Halted:
+		return fmt.Sprintf("halted on L1 CPU %d", c.On)
+	}
+	if m.Parent == nil {
+		return "running"
+	}
+	return fmt.Sprintf("running on L1 CPU %d", c.On)
+}
+
+// Registers implements gdbserver.Core.
+func (t *target) Registers(_ context.Context, pid, tid int) (*arch.Registers, error) {
+	_, c, err := t.Thread(pid, tid)
+	if err != nil {
+		return nil, err
+	}
+	return c.Regs.Clone(), nil
+}
+
+// ReadMemory implements gdbserver.Core.
+func (t *target) ReadMemory(_ context.Context, pid, tid int, p []byte, addr uint64) (int, error) {
+	m, c, err := t.Thread(pid, tid)
+	if err != nil {
+		return 0, err
+	}
+	v, err := t.VirtMemory(m, c)
+	if err != nil {
+		return 0, &mem.FaultError{Space: "virtual memory of " + m.Name, Addr: addr, Err: err}
+	}
+	return v.ReadVirt(p, mem.Virt(addr))
+}
+
+// WriteMemory implements gdbserver.MemoryWriter.
+func (t *target) WriteMemory(ctx context.Context, pid, tid int, addr uint64, p []byte) error {
+	m, c, err := t.Thread(pid, tid)
+	if err != nil {
+		return err
+	}
+	return t.WriteVirt(ctx, m, c, p, mem.Virt(addr))
+}
+
+// WriteRegister implements gdbserver.RegisterWriter. Only what executes on a
+// CPU now has registers that a debugger can set; those of a parked CPU are in
+// the hypervisor's hands, which would overwrite them at the next entry.
+func (t *target) WriteRegister(ctx context.Context, pid, tid, reg int, value []byte) error {
+	m, c, err := t.Thread(pid, tid)
+	if err != nil {
+		return err
+	}
+	if c.State != machine.Running && c.State != machine.Halted {
+		return fmt.Errorf("%s CPU %d is %s: its registers can be written only while it runs on a CPU",
+			m.Name, c.Index, c.State)
+	}
+	if err := t.stub.WriteRegister(ctx, c.On, reg, value); err != nil {
+		return err
+	}
+	return c.Regs.SetBytes(reg, value)
+}
+
+// Set implements gdbserver.Breaker.
+func (t *target) Set(ctx context.Context, pid int, kind gdbserver.BreakKind, addr uint64, size int) error {
+	return t.traps.add(ctx, t.stub, pid, Trap{TrapKind(kind), addr, size})
+}
+
+// Clear implements gdbserver.Breaker.
+func (t *target) Clear(_ context.Context, pid int, kind gdbserver.BreakKind, addr uint64, size int) error {
+	t.traps.remove(pid, Trap{TrapKind(kind), addr, size})
+	return nil
+}
+
+// Interrupt implements gdbserver.Resumer.
+func (t *target) Interrupt() {
+	if err := t.Debugger.Interrupt(); err != nil {
+		t.log.Error("interrupt", "error", err)
+	}
+}
+
+// Resume implements gdbserver.Resumer.
+func (t *target) Resume(ctx context.Context, actions []gdbserver.Action) (gdbserver.Stop, error) {
+	if stop, gone := t.vanished(actions); gone {
+		return stop, nil
+	}
+	before := t.Names()
+	stop, err := t.act(ctx, actions)
+	if err != nil {
+		return gdbserver.Stop{}, err
+	}
+	effort := Full
+	if slices.ContainsFunc(actions, func(a gdbserver.Action) bool { return a.Step }) {
+		// Machines start and end while everything runs, not within a step; but the
+		// registers of a parked CPU are with its hypervisor.
+		effort = Glance
+		for _, m := range t.Tower().Machines {
+			if slices.ContainsFunc(m.CPUs, func(c *machine.CPU) bool { return c.State == machine.Parked }) {
+				effort = Quick
+			}
+		}
+	}
+	if effort != Glance {
+		if _, err := t.look(ctx, effort); err != nil {
+			return gdbserver.Stop{}, err
+		}
+	}
+	return t.told(stop, before), nil
+}
+
+// act does what the actions ask for: one step, or running.
+func (t *target) act(ctx context.Context, actions []gdbserver.Action) (*Stop, error) {
+	t.frozen = nil
+	others := false
+	for _, a := range actions {
+		others = others || !a.Step && !a.Hold
+		if _, c, err := t.Thread(a.PID, a.TID); a.Hold && err == nil && c.On >= 0 {
+			t.frozen = append(t.frozen, c.On)
+		}
+	}
+	for _, a := range actions {
+		if !a.Step {
+			continue
+		}
+		m, c, err := t.Thread(a.PID, max(a.TID, 1))
+		if err != nil {
+			return nil, err
+		}
+		return t.Step(ctx, m, c, others)
+	}
+	return t.Continue(ctx)
+}
+
+// vanished answers for a machine that ended since gdb attached to it: at the
+// first resumption that covers it, when gdb expects nothing else of it.
+func (t *target) vanished(actions []gdbserver.Action) (gdbserver.Stop, bool) {
+	for pid, name := range t.attached {
+		if _, ok := t.Tower().Machine(name); ok {
+			continue
+		}
+		for _, a := range actions {
+			if a.PID == pid || a.PID == -1 {
+				delete(t.attached, pid)
+				return gdbserver.Stop{PID: pid, Reason: gdbserver.Exited}, true
+			}
+		}
+	}
+	return gdbserver.Stop{}, false
+}
+
+// told is a stop in gdb's terms, with news of machines that came or went.
+func (t *target) told(stop *Stop, before []string) gdbserver.Stop {
+	out := gdbserver.Stop{Signal: stop.Signal, Text: t.news(before)}
+	if stop.CPU != nil {
+		if _, there := t.Tower().Machine(stop.Machine.Name); !there {
+			// It ended while everything ran: the stop is told of what its CPU does now.
+			gone := stop.CPU
+			stop = &Stop{Signal: stop.Signal}
+			stop.Machine, stop.CPU = t.Tower().At(max(gone.On, 0))
+		}
+	}
+	if stop.CPU != nil {
+		out.PID, out.TID, out.Core = t.Number(stop.Machine), stop.CPU.Index+1, max(stop.CPU.On, 0)
+	}
+	switch {
+	case stop.Signal == signalInterrupt:
+		out.Reason = gdbserver.Interrupted
+	case stop.Trap == nil:
+		out.Reason = gdbserver.None
+	case stop.Trap.Kind.watches():
+		out.Reason, out.Access, out.Addr = gdbserver.Watch, gdbserver.BreakKind(stop.Trap.Kind), stop.Addr
+	case stop.Trap.Kind == TrapHardware:
+		out.Reason = gdbserver.HwBreak
+	default:
+		out.Reason = gdbserver.SwBreak
+	}
+	return out
+}
+
+func (t *target) news(before []string) string {
+	var b strings.Builder
+	now := t.Names()
+	for _, n := range now {
+		if !slices.Contains(before, n) {
+			fmt.Fprintf(&b, "[nestdbg: new machine %s]\n", n)
+		}
+	}
+	for _, n := range before {
+		if !slices.Contains(now, n) {
+			fmt.Fprintf(&b, "[nestdbg: machine %s ended]\n", n)
+		}
+	}
+	return b.String()
+}
+
+// Tables implements gdbserver.OSData: "info os machines" and "info os vcpus".
+func (t *target) Tables(context.Context) ([]gdbserver.OSTable, error) {
+	machines := gdbserver.OSTable{Name: "machines", Title: "Machines", Description: "The tower of machines",
+		Columns: []string{"process", "name", "level", "parent", "second-stage"}}
+	vcpus := gdbserver.OSTable{Name: "vcpus", Title: "Virtual CPUs", Description: "The CPUs of every machine",
+		Columns: []string{"machine", "cpu", "doing"}}
+	for _, m := range t.Tower().Machines {
+		parent, second := "", ""
+		if m.Parent != nil {
+			parent, second = m.Parent.Name, fmt.Sprintf("%s %#x", m.Second.Kind, m.Second.Space.Root())
+		}
+		machines.Rows = append(machines.Rows,
+			[]string{fmt.Sprint(t.Number(m)), m.Name, fmt.Sprint(m.Level), parent, second})
+		for _, c := range m.CPUs {
+			vcpus.Rows = append(vcpus.Rows, []string{m.Name, fmt.Sprint(c.Index), t.doing(m, c)})
+		}
+	}
+	return []gdbserver.OSTable{machines, vcpus}, nil
+}

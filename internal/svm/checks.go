@@ -1,0 +1,63 @@
+package svm
+
+import "fmt"
+
+// Check is one condition under which VMRUN refuses a VMCB.
+type Check struct {
+	Name string // the condition that must hold, in words
+	OK   bool
+	Seen string // the values it was judged by
+}
+
+// Checks applies the checks of VMRUN (APM Vol. 2, "Canonicalization and
+// Consistency Checks") as far as they can be made without the processor: its
+// physical address width is taken as the architecture's maximum of 52 bits, and
+// of its optional features all are taken to be there.
+func (v *VMCB) Checks() []Check {
+	efer, cr0, cr3, cr4 := v.u64(offEFER), v.u64(offCR0), v.u64(offCR3), v.u64(offCR4)
+	long := efer&eferLME != 0 && cr0&cr0PG != 0
+	cs := v.u16(offCS + segAttrib)
+	inj, iopm, msrpm := v.u64(offEventInj), uint64(v.IOPM()), uint64(v.MSRPM())
+	modes := fmt.Sprintf("EFER %#x, CR0 %#x, CR4 %#x", efer, cr0, cr4)
+	return []Check{
+		{"VMRUN is intercepted", v.u32(offIntercept4)&interceptVMRUN != 0,
+			seen("intercepts", uint64(v.u32(offIntercept4)))},
+		{"ASID is not 0", v.ASID() != 0, seen("ASID", uint64(v.ASID()))},
+		{"EFER.SVME is 1", efer&eferSVME != 0, seen("EFER", efer)},
+		{"EFER has no undefined bit", efer&^eferDefined == 0, seen("EFER", efer)},
+		{"CR0.NW is 0 unless CR0.CD is 1", cr0&cr0NW == 0 || cr0&cr0CD != 0, seen("CR0", cr0)},
+		{"CR0 has 32 bits", cr0>>32 == 0, seen("CR0", cr0)},
+		{"CR3 has no reserved bit", efer&eferLMA == 0 || cr3&^physMask == 0, seen("CR3", cr3)},
+		{"CR4 has no undefined bit", cr4&^cr4Defined == 0, seen("CR4", cr4)},
+		{"DR6 has 32 bits", v.u64(offDR6)>>32 == 0, seen("DR6", v.u64(offDR6))},
+		{"DR7 has 32 bits", v.u64(offDR7)>>32 == 0, seen("DR7", v.u64(offDR7))},
+		{"long mode with paging has CR4.PAE", !long || cr4&cr4PAE != 0, modes},
+		{"long mode with paging has CR0.PE", !long || cr0&cr0PE != 0, modes},
+		{"CS.L and CS.D are not both 1 in long mode", !long || cr4&cr4PAE == 0 || cs&csLD != csLD,
+			seen("CS.attrib", uint64(cs))},
+		{"the I/O permission map has a physical address", iopm&^physMask == 0, seen("IOPM_BASE_PA", iopm)},
+		{"the MSR permission map has a physical address", msrpm&^physMask == 0, seen("MSRPM_BASE_PA", msrpm)},
+		{"N_CR3 is a physical address", !v.NestedPaging() || v.NCR3()&^physMask == 0, seen("N_CR3", v.NCR3())},
+		{"the injected event is one that can be", legalEvent(inj), seen("EVENTINJ", inj)},
+	}
+}
+
+const csLD = 1<<9 | 1<<10 // L and D/B in a segment's attrib
+
+func seen(name string, v uint64) string { return fmt.Sprintf("%s %#x", name, v) }
+
+// legalEvent applies APM Vol. 2, "Event Injection": types 1 and 5 to 7 are
+// reserved, an exception is neither vector 2 (NMI) nor above 31.
+func legalEvent(inj uint64) bool {
+	if inj>>31&1 == 0 {
+		return true
+	}
+	vector := inj & 0xff
+	switch inj >> 8 & 7 {
+	case 0, 2, 4: // interrupt, NMI, software interrupt
+		return true
+	case 3:
+		return vector != 2 && vector < 32
+	}
+	return false
+}

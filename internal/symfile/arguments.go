@@ -1,0 +1,101 @@
+package symfile
+
+import (
+	"bytes"
+
+	"nestdbg/internal/mem"
+)
+
+// argumentRegisters are the DWARF numbers of the registers that hold the first
+// arguments at the entry of a function (System V ABI for AMD64, 3.2.3 "Parameter
+// Passing", class INTEGER).
+var argumentRegisters = [...]uint8{dwarfRDI, dwarfRSI, dwarfRDX, dwarfRCX, dwarfR8, dwarfR8 + 1}
+
+// arguments is how many parameters of a prototype have a register of their own.
+// Counting ends at the first parameter that is not an integer, enumeration or
+// pointer: structures by value can take two registers, or none. A result in
+// memory takes the first one for itself, so then there are no arguments at all.
+func (d *describer) arguments(r *record) int {
+	const maxInRegisters = 16 // bytes of a result
+	if d.sizeByID(r.ref) > maxInRegisters {
+		return 0
+	}
+	for k := range min(r.count, len(argumentRegisters)) {
+		if !d.isScalar(r.u32(8*k + 4)) {
+			return k
+		}
+	}
+	return min(r.count, len(argumentRegisters))
+}
+
+// isScalar reports whether a type fits into one general register.
+func (d *describer) isScalar(id uint32) bool {
+	for range maxDepth {
+		s, i := d.target(id)
+		if i < 0 {
+			return false
+		}
+		r := s.record(i)
+		switch r.kind {
+		case kindInt, kindEnum, kindEnum64:
+			return r.ref <= pointerSize
+		case kindPtr:
+			return true
+		case kindTypedef, kindVolatile, kindConst, kindRestrict:
+			id = r.ref
+		default:
+			return false
+		}
+	}
+	return false
+}
+
+// entrySize is the number of bytes at the start of a function that leave its
+// arguments in their registers: endbr64, the place for ftrace, the frame pointer.
+// gdb puts a breakpoint on a function behind some of these. It is 0 if the code
+// cannot be read or begins in another way; at the first instruction itself the
+// arguments are always in place.
+func entrySize(code mem.VirtReader, addr uint64) uint64 {
+	var b [13]byte
+	if code == nil {
+		return 0
+	}
+	n, _ := code.ReadVirt(b[:], mem.Virt(addr))
+	rest := b[:n]
+	for _, step := range entrySteps {
+		for _, prefix := range step {
+			if after, ok := bytes.CutPrefix(rest, prefix); ok {
+				rest = after
+				break
+			}
+		}
+	}
+	return uint64(n - len(rest))
+}
+
+// entrySteps are the instructions that a function may begin with, in this order,
+// each in all its forms. A call to __fentry__ is not among them: it cannot be told
+// from any other call.
+var entrySteps = [...][][]byte{
+	{
+		{0xf3, 0x0f, 0x1e, 0xfa}, // endbr64
+		{0x66, 0x0f, 0x1f, 0x00}, // sealed (Linux 6.12 asm/ibt.h:gen_endbr_poison)
+		{0x0f, 0x1f, 0x40, 0x00}, // and as a plain NOP4
+	},
+	{{0x0f, 0x1f, 0x44, 0x00, 0x00}}, // ftrace is off (Linux 6.1 asm/nops.h:BYTES_NOP5)
+	{{0x55}},                         // push %rbp
+	{{0x48, 0x89, 0xe5}},             // mov %rsp,%rbp
+}
+
+// location appends a location list to .debug_loc and returns where it is: a
+// register, from a function's first byte to the one at its address + size.
+func (b *buffer) location(addr, size uint64, reg uint8) uint32 {
+	at := b.len()
+	b.u64(addr) // relative to the unit's DW_AT_low_pc, which is 0
+	b.u64(addr + size + 1)
+	b.u16(1)
+	b.u8(opReg0 + reg)
+	b.u64(0)
+	b.u64(0)
+	return uint32(at)
+}

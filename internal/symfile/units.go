@@ -1,0 +1,253 @@
+package symfile
+
+import "slices"
+
+// typed is a unit and its types.
+type typed struct {
+	types
+	unit *Unit
+}
+
+// describeUnits adds .debug_info, .debug_abbrev and .debug_str.
+func (w *writer) describeUnits(f *File) {
+	base, units := w.parseUnits(f)
+	if len(units) == 0 {
+		return
+	}
+	var info, str, loc buffer
+	str.u8(0)
+	describe := func(t typed) {
+		if max(info.len(), str.len(), loc.len()) > maxStrings {
+			w.notes.add("types of %s: no room", cleanName(t.unit.Name))
+			return
+		}
+		d := describer{types: t.types, notes: w.notes, places: &w.places, code: f.Code,
+			info: &info, str: &str, loc: &loc}
+		d.describeUnit(t.unit)
+	}
+	if f.Base != nil {
+		for _, t := range units {
+			t.markNeeds(t.unit.Variables)
+		}
+		describe(typed{types{own: base}, &Unit{Name: "kernel"}})
+	}
+	for _, t := range units {
+		describe(t)
+	}
+	w.add(part{name: ".debug_info", kind: shtProgbits, data: info.b, align: 1})
+	w.add(part{name: ".debug_loc", kind: shtProgbits, data: loc.b, align: 1})
+	w.add(part{name: ".debug_abbrev", kind: shtProgbits, data: abbreviations(), align: 1})
+	w.add(part{name: ".debug_str", kind: shtProgbits, data: str.b, align: 1})
+}
+
+// Base is a kernel's own BTF, for the files of its modules. It is read once, since
+// that takes longer than all the rest of such a file. It is safe for concurrent use.
+type Base struct{ table table }
+
+// NewBase reads a kernel's raw BTF, which must not change from then on. What is
+// wrong with single types is reported as by File.Write; BTF that a module's
+// cannot continue, because it cannot be read to its end, is an error.
+func NewBase(btf []byte) (*Base, []Problem, error) {
+	t, err := parseBTF(btf, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	n := &notes{}
+	all := types{own: t}
+	all.check(n)
+	return &Base{table: *t}, n.problems, nil
+}
+
+// partial returns a table of which only what will be marked is described.
+func (b *Base) partial() *table {
+	t := b.table
+	t.state = slices.Clone(t.state)
+	t.die = make([]uint32, len(t.die))
+	t.isPartial = true
+	t.interned = make(map[uint32]uint32)
+	return &t
+}
+
+// parseUnits parses and checks the types of all units that have any. base is what
+// those of modules continue.
+func (w *writer) parseUnits(f *File) (base *table, units []typed) {
+	if f.Base != nil {
+		base = f.Base.partial()
+	}
+	for i := range f.Units {
+		u := &f.Units[i]
+		isKernel := f.Base == nil && i == 0
+		if len(u.BTF) == 0 || !isKernel && base == nil {
+			w.notes.skipUnit(u)
+			continue
+		}
+		t, err := parseBTF(u.BTF, base)
+		if err != nil {
+			w.notes.add("BTF of %s: %v", cleanName(u.Name), err)
+		}
+		if t == nil {
+			continue
+		}
+		all := types{base: base, own: t}
+		all.check(w.notes)
+		units = append(units, typed{all, u})
+		if isKernel && err == nil {
+			base = t
+		}
+	}
+	return base, units
+}
+
+// skipUnit reports a unit that cannot be described, if it wanted to be.
+func (n *notes) skipUnit(u *Unit) {
+	switch {
+	case len(u.BTF) > 0:
+		n.add("BTF of %s continues one that is not there: left out", cleanName(u.Name))
+	case len(u.Variables) > 0:
+		n.add("variables of %s without BTF: left out", cleanName(u.Name))
+	}
+}
+
+// describeUnit writes one compilation unit.
+func (d *describer) describeUnit(u *Unit) {
+	start := d.begin(u.Name)
+	if d.own.interned == nil {
+		d.own.nameOffset = uint32(d.str.len())
+		d.copyStrings(d.own.strings)
+	}
+	d.describeTypes(d.own)
+	d.functions(u.Symbols)
+	d.variables(u)
+	d.end(start)
+}
+
+// function is what BTF and the symbols say about one name.
+type function struct {
+	proto       uint32 // type id
+	symbol      int    // index in Unit.Symbols, -1 if there is none
+	isAmbiguous bool
+}
+
+// functions describes the functions that have one prototype and one address.
+// Several static functions may share a name, and BTF does not say to which of
+// them a prototype belongs; those stay plain symbols.
+func (d *describer) functions(symbols []Symbol) {
+	if len(symbols) == 0 {
+		return
+	}
+	byName := d.prototypes()
+	for i := range symbols {
+		s := &symbols[i]
+		f, ok := byName[s.Name]
+		switch {
+		case !ok || !s.Code:
+		case f.symbol < 0:
+			f.symbol = i
+		case symbols[f.symbol].Addr != s.Addr:
+			f.isAmbiguous = true
+		}
+	}
+	for i := range d.own.offset {
+		r := d.own.record(i)
+		if r.kind != kindFunc {
+			continue
+		}
+		f := byName[string(d.text(r.name))]
+		if f == nil || f.symbol < 0 || f.isAmbiguous {
+			continue
+		}
+		d.function(r.name, f.proto, &symbols[f.symbol])
+		f.symbol = -1 // a second record of the same name adds nothing
+	}
+}
+
+// prototypes collects the functions that the unit's BTF knows.
+func (d *describer) prototypes() map[string]*function {
+	byName := make(map[string]*function)
+	for i := range d.own.offset {
+		r := d.own.record(i)
+		if r.kind != kindFunc {
+			continue
+		}
+		name := d.text(r.name)
+		if f := byName[string(name)]; f != nil {
+			f.isAmbiguous = f.isAmbiguous || f.proto != r.ref
+		} else if len(name) > 0 {
+			byName[string(name)] = &function{proto: r.ref, symbol: -1}
+		}
+	}
+	return byName
+}
+
+// maxFunction bounds the size of a function in bytes; DW_AT_high_pc has 4.
+const maxFunction = 1<<32 - 1
+
+// function describes one function. Where its parameters are is known at its entry
+// only; from then on gdb calls their values optimized out.
+func (d *describer) function(name, proto uint32, s *Symbol) {
+	t, i := d.at(proto)
+	if i < 0 {
+		return
+	}
+	size := s.Size
+	if size == 0 {
+		size = d.places.extent(s.Addr)
+	}
+	r := t.record(i)
+	if r.kind != kindFuncProto || size == 0 || size > maxFunction {
+		d.notes.add("function %q of %#x bytes, BTF kind %d: not described", s.Name, size, r.kind)
+		return
+	}
+	r.prune(t.state[i])
+	d.open(shapeFunction, r.ref, name)
+	d.info.flag(!s.Local)
+	d.info.u64(s.Addr)
+	d.info.u32(uint32(size))
+	entry := entrySize(d.code, s.Addr)
+	d.parameters(&r, argumentRegisters[:d.arguments(&r)], func(reg uint8) uint32 {
+		return d.loc.location(s.Addr, entry, reg)
+	})
+}
+
+// variables describes the unit's variables: those that the caller knows, and the
+// per-CPU ones, which BTF knows by name. Their address is that of the symbol.
+func (d *describer) variables(u *Unit) {
+	known := make(map[string]bool)
+	for _, v := range u.Variables {
+		known[v.Name] = true
+		d.variable(d.intern(v.Name), uint32(v.Type), v.Addr, true)
+	}
+	if len(u.Symbols) == 0 {
+		return
+	}
+	types := make(map[string]*record)
+	for i := range d.own.offset {
+		if r := d.own.record(i); r.kind == kindVar {
+			types[string(d.text(r.name))] = &r
+		}
+	}
+	for i := range u.Symbols {
+		s := &u.Symbols[i]
+		if r := types[s.Name]; r != nil && !s.Code && !known[s.Name] {
+			if str, ok := d.name(r.name); ok {
+				d.variable(str, r.ref, s.Addr, !s.Local)
+			}
+		}
+	}
+}
+
+// variable describes one variable. One without a type would be no more than the
+// symbol it is already.
+func (d *describer) variable(str, typ uint32, addr uint64, isExternal bool) {
+	s, i := d.target(typ)
+	if i < 0 || !s.isDescribed(i) {
+		d.notes.add("variable at %#x of type %d: not described", addr, typ)
+		return
+	}
+	d.entry(shapeVariable, typ, str)
+	d.info.flag(isExternal)
+	d.info.block(func(b *buffer) {
+		b.u8(opAddr)
+		b.u64(addr)
+	})
+}

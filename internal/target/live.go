@@ -1,0 +1,93 @@
+// Package target opens what a person names with -t and gives the debugger its
+// backend. It is the only place that knows both QEMU and the session.
+package target
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/machine"
+	"nestdbg/internal/qemu"
+	"nestdbg/internal/session"
+	"nestdbg/internal/vmstate"
+)
+
+// Live is a QEMU that runs. It is the session's Backend.
+type Live struct {
+	qemu *qemu.Machine
+	arch *arch.Arch
+}
+
+// architectures by QEMU's name for them.
+var architectures = map[string]*arch.Arch{"x86_64": arch.X86}
+
+// Open finds and opens the target: a PID of QEMU, a QMP socket, or "" for the
+// only QEMU of this user.
+func Open(ctx context.Context, spec string) (*Live, error) {
+	t, err := qemu.Find(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	q, err := qemu.Open(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	a, ok := architectures[q.Info().Arch]
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("machines of architecture %s are not supported", q.Info().Arch), q.Close())
+	}
+	return &Live{qemu: q, arch: a}, nil
+}
+
+// Close lets go of QEMU; its machine stays as it is.
+func (l *Live) Close() error { return l.qemu.Close() }
+
+// Info says what the target is.
+func (l *Live) Info() qemu.Info { return l.qemu.Info() }
+
+// RAM says where memory comes from.
+func (l *Live) RAM() *qemu.RAM { return l.qemu.RAM() }
+
+// Problems is what was not as it should be.
+func (l *Live) Problems() []qemu.Problem { return l.qemu.Problems() }
+
+// HMP executes a line of QEMU's human monitor.
+func (l *Live) HMP(ctx context.Context, line string) (string, error) { return l.qemu.HMP(ctx, line) }
+
+// Arch implements session.Backend.
+func (l *Live) Arch() *arch.Arch { return l.arch }
+
+// Memory implements session.Backend.
+func (l *Live) Memory() machine.PhysMemory { return l.qemu.RAM() }
+
+// Running implements session.Backend.
+func (l *Live) Running(ctx context.Context) (bool, error) {
+	running, _, err := l.qemu.Status(ctx)
+	return running, gone(err)
+}
+
+// CPUs implements session.Backend.
+func (l *Live) CPUs(ctx context.Context) ([]*arch.Registers, error) {
+	b, err := l.qemu.DeviceState(ctx)
+	if err != nil {
+		return nil, gone(err)
+	}
+	s, err := vmstate.Parse(b, l.arch)
+	if err != nil {
+		return nil, fmt.Errorf("device state: %w", err)
+	}
+	return s.CPUs, nil
+}
+
+// WaitEnd returns a session.ErrGone when QEMU has ended, or the error of ctx.
+func (l *Live) WaitEnd(ctx context.Context) error { return gone(l.qemu.WaitEnd(ctx)) }
+
+// gone gives the end of QEMU the class that the session knows.
+func gone(err error) error {
+	if errors.Is(err, qemu.ErrGone) {
+		return fmt.Errorf("%w: %w", session.ErrGone, err)
+	}
+	return err
+}

@@ -1,0 +1,112 @@
+package vmstate
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// Flags in the low bits of a record of the RAM section (QEMU 7.2 migration/ram.c,
+// RAM_SAVE_FLAG_*). What else there is (XBZRLE, compression, RDMA) is sent only
+// when someone asked for it.
+const (
+	ramZero       = 0x02  // one byte follows, the page is filled with it
+	ramSize       = 0x04  // the list of blocks follows
+	ramPage       = 0x08  // the page follows
+	ramEOS        = 0x10  // end of this section
+	ramContinue   = 0x20  // same block as before; otherwise its name follows
+	ramMultifd    = 0x200 // no data
+	ramFlags      = 0x3ff // below the smallest page
+	ramVersion    = 4
+	ramMaxSection = 1 << 20 // sections we accept before the devices; QEMU sends a few
+)
+
+// ramSections reads the pieces that precede the devices in a stream of migrate:
+// Start, any number of Part, End of "ram". Their payload has a known form, so
+// their ends are certain; nothing in RAM can be mistaken for the end of one.
+// rest is the offset of what follows.
+func ramSections(b []byte, c configuration) (sections []Section, rest int, err error) {
+	var ram header
+	p := c.next
+	for len(sections) < ramMaxSection {
+		h, ok := parseSectionHeader(b, p)
+		if !ok || h.kind == Full {
+			return sections, p, nil
+		}
+		switch {
+		case h.kind == Start && ram.kind != 0, h.kind != Start && (ram.kind == 0 || h.id != ram.id):
+			return nil, 0, fmt.Errorf("%w: piece of section %d at offset %#x, only ram is known to come in pieces",
+				ErrUnsupported, h.id, p)
+		case h.kind == Start && (h.name != "ram" || h.version != ramVersion):
+			return nil, 0, fmt.Errorf("%w: section %q version %d in pieces at offset %#x",
+				ErrUnsupported, h.name, h.version, p)
+		case h.kind == Start:
+			ram = h
+		default:
+			h.name, h.instance, h.version = ram.name, ram.instance, ram.version
+		}
+		end, err := ramPayload(b, h.payload, c)
+		if err != nil {
+			return nil, 0, err
+		}
+		if !footerAt(b, end, h.id) {
+			return nil, 0, fmt.Errorf("%w: no end of section %q at offset %#x", ErrCorrupt, h.name, end)
+		}
+		sections = append(sections, h.section(b, end))
+		p = end + footerSize
+	}
+	return nil, 0, fmt.Errorf("%w: more than %d pieces of RAM", ErrUnsupported, ramMaxSection)
+}
+
+// ramPayload passes over the records from p on and returns the offset behind
+// the one that ends the section.
+func ramPayload(b []byte, p int, c configuration) (int, error) {
+	r := reader{b: b, at: p}
+	for {
+		at := r.at
+		record := r.u64()
+		if r.short {
+			return 0, fmt.Errorf("%w: RAM record at offset %#x passes the end", ErrCorrupt, at)
+		}
+		flags := record & ramFlags
+		switch flags &^ ramContinue {
+		case ramEOS, ramEOS | ramMultifd:
+			return r.at, nil
+		case ramMultifd:
+			continue
+		case ramSize:
+			ramBlocks(&r, record&^ramFlags, c)
+		case ramZero, ramPage:
+			if flags&ramContinue == 0 {
+				r.counted()
+			}
+			if flags&ramZero != 0 {
+				r.u8()
+			} else {
+				r.bytes(1 << c.pageBits)
+			}
+		default:
+			return 0, fmt.Errorf("%w: RAM record %#x at offset %#x", ErrUnsupported, record, at)
+		}
+	}
+}
+
+// ramBlocks passes over the list of RAM blocks whose lengths add up to total:
+// name, be64 length, and be64 address if shared blocks are not sent. The list
+// ends with the total or with the stream.
+func ramBlocks(r *reader, total uint64, c configuration) {
+	for total > 0 && !r.short {
+		r.counted()
+		size := r.u64()
+		if c.ignoreShared {
+			r.u64()
+		}
+		total -= min(size, total)
+	}
+}
+
+const footerSize = 5
+
+// footerAt reports whether the footer of section id is at p.
+func footerAt(b []byte, p int, id uint32) bool {
+	return p+footerSize <= len(b) && b[p] == recordFooter && binary.BigEndian.Uint32(b[p+1:]) == id
+}

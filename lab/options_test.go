@@ -1,0 +1,100 @@
+package lab
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestSizes(t *testing.T) {
+	for _, c := range []struct {
+		in   string
+		want uint64
+		text string
+	}{
+		{"1", 1, "1"}, {"1024", 1024, "1K"}, {"512M", 512 << 20, "512M"}, {"2G", 2 << 30, "2G"},
+		{"5g", 5 << 30, "5G"}, {"2048m", 2 << 30, "2G"}, {"1536M", 1536 << 20, "1536M"},
+	} {
+		got, err := ParseSize(c.in)
+		if err != nil || got != c.want || FormatSize(got) != c.text {
+			t.Errorf("%s: %d, %v, %s; want %d, %s", c.in, got, err, FormatSize(got), c.want, c.text)
+		}
+	}
+	for _, in := range []string{"", "0", "M", "-1M", "1T", "1MM", "1.5G", "0x10", "18446744073709551615K"} {
+		if got, err := ParseSize(in); err == nil {
+			t.Errorf("%q gave %d", in, got)
+		}
+	}
+}
+
+func TestOptionErrors(t *testing.T) {
+	for _, c := range []struct {
+		o    Options
+		want string
+	}{
+		{Options{Name: "../x"}, "name"},
+		{Options{Name: strings.Repeat("x", 33)}, "name"},
+		{Options{VMs: 9}, "at most 8"},
+		{Options{VMs: -2}, "at most 8"},
+		{Options{CPUs: 1000}, "CPUs for L1"},
+		{Options{VMCPUs: -1}, "CPUs for each VM"},
+		{Options{VMMemory: 1 << 20}, "at least 64M"},
+		{Options{VMs: 8}, "give --memory 2496M"},
+		{Options{Memory: 2<<30 + 1}, "whole megabytes"},
+		{Options{VMAppend: `a="b"`}, "double quotes"},
+		{Options{Append: "a\nb"}, "line breaks"},
+		{Options{VMAppend: strings.Repeat("x", 2000)}, "at most 2047"},
+	} {
+		_, err := c.o.withDefaults()
+		var option *OptionError
+		if !errors.As(err, &option) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v, want %q", c.o, err, c.want)
+		}
+	}
+}
+
+func TestOptionsCommandLine(t *testing.T) {
+	for _, c := range []struct {
+		o    Options
+		want string
+	}{
+		{Options{}, "nestdbg lab up"},
+		{Options{VMs: NoVMs, NoGDB: true}, "nestdbg lab up --vms 0 --gdb=false"},
+		{Options{Name: "x", VMs: 2, CPUs: 1, VMCPUs: 2, Memory: 5 << 30, VMMemory: 1 << 30, VMAppend: "nokaslr quiet"},
+			"nestdbg lab up --name x --vms 2 --cpus 1 --vm-cpus 2 --memory 5G --vm-memory 1G --vm-append 'nokaslr quiet'"},
+	} {
+		if got := shellQuote(c.o.CommandLine()); got != c.want {
+			t.Errorf("got  %s\nwant %s", got, c.want)
+		}
+	}
+}
+
+func TestQEMUCommand(t *testing.T) {
+	o, err := Options{Name: "x", Memory: 5 << 30}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := o.qemuCommand(files{qemu: "q", kernel: "k", initramfs: "i", memory: "/a,b/mem"})
+	for _, want := range []string{
+		"nestdbg-lab-x", "memory-backend-file,id=pc.ram,share=on,mem-path=/a,,b/mem,size=5120M",
+		"unix:gdb,server=on,wait=off", "virtserialport,chardev=vm7.agent,name=nestdbg.vm7",
+	} {
+		if !slices.Contains(line, want) {
+			t.Errorf("%q lacks %q", line, want)
+		}
+	}
+	o.NoGDB = true
+	if slices.Contains(o.qemuCommand(files{}), "-gdb") {
+		t.Error("a gdb server that nobody asked for")
+	}
+}
+
+func TestSocketPathsAreChecked(t *testing.T) {
+	if err := checkSockets("/tmp/short"); err != nil {
+		t.Error(err)
+	}
+	if err := checkSockets("/tmp/" + strings.Repeat("x", 100)); err == nil {
+		t.Error("a path that fits into no socket address was accepted")
+	}
+}

@@ -1,0 +1,87 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+)
+
+// DebugKernel provides the debug symbols of a kernel package and returns the
+// directory with them: boot/vmlinux-RELEASE and, with the same layout as in
+// lib/modules, the modules of KVM. pkg is the kernel's package, with or without
+// "-dbg", and may end in "=VERSION". Of the package, several hundred megabytes,
+// only what is used stays in the cache.
+func DebugKernel(ctx context.Context, cacheDir, pkg string, progress func(string)) (string, error) {
+	dir, err := cacheHome(cacheDir)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	c := cache{dir}
+	name, version, hasVersion := strings.Cut(pkg, "=")
+	name = strings.TrimSuffix(name, "-dbg") + "-dbg"
+	if !hasVersion {
+		files, err := downloadNames(ctx, []string{name})
+		if err != nil {
+			return "", err
+		}
+		version = files[0].Version
+	}
+	const tree = "usr/lib/debug"
+	root, err := c.make(filepath.Join("symbols", name+"_"+version), func(dir string) error {
+		files, err := downloadNames(ctx, []string{name + "=" + version})
+		if err != nil {
+			return fmt.Errorf("debug symbols %s %s: %w", name, version, err)
+		}
+		debs, err := download(ctx, c, files, progress)
+		if err != nil {
+			return err
+		}
+		progress("unpacking " + files[0].File)
+		return errors.Join(extractDeb(ctx, debs[0], dir, wantSymbols), os.Remove(debs[0]))
+	})
+	if err != nil {
+		return "", err
+	}
+	found := filepath.Join(root, tree)
+	if images, _ := filepath.Glob(filepath.Join(found, "boot/vmlinux-*")); len(images) == 0 {
+		return "", fmt.Errorf("package %s %s holds no vmlinux", name, version)
+	}
+	return found, nil
+}
+
+// wantSymbols picks the kernel and the modules that make VMs.
+func wantSymbols(name string) bool {
+	rest, ok := strings.CutPrefix(name, "usr/lib/debug/")
+	if !ok {
+		return false
+	}
+	rest = strings.TrimPrefix(rest, "usr/")
+	if strings.HasPrefix(rest, "boot/vmlinux-") {
+		return true
+	}
+	_, inTree, ok := strings.Cut(strings.TrimPrefix(rest, "lib/modules/"), "/kernel/")
+	module := strings.Contains(path.Base(inTree), ".ko")
+	ofKVM := strings.HasPrefix(inTree, "arch/x86/kvm/") || strings.HasPrefix(inTree, "virt/")
+	return ok && module && ofKVM
+}
+
+// SymbolsDir provides the debug symbols of the kernel that a machine was
+// started with: see DebugKernel.
+func (l *Lab) SymbolsDir(ctx context.Context, machine, cacheDir string, progress func(string)) (string, error) {
+	m := l.Machine(machine)
+	if m == nil {
+		return "", fmt.Errorf("lab %s: machine %s: %w", l.Name, machine, ErrNotFound)
+	}
+	if m.Kernel.Package == "" {
+		return "", fmt.Errorf("kernel %s of %s was given as a file: where its symbols are is not known",
+			m.Kernel.Release, machine)
+	}
+	return DebugKernel(ctx, cacheDir, m.Kernel.Package+"="+m.Kernel.Version, progress)
+}

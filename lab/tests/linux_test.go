@@ -1,0 +1,466 @@
+package tests
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"nestdbg/lab"
+)
+
+// What the commands dmesg, ps, lsmod, sym and bt say, against the guest's own word.
+
+type logReport struct {
+	Machine  string
+	Records  []logRecord
+	Lost     []lostRun
+	Problems []string
+}
+
+type logRecord struct {
+	Seq       uint64
+	TimeNs    uint64 `json:"time_ns"`
+	Level     int
+	LevelName string `json:"level_name"`
+	Facility  int
+	Subsystem string
+	Device    string
+	Text      string
+}
+
+type lostRun struct{ From, To uint64 }
+
+// parseKmsg reads records of /dev/kmsg (Linux Documentation/ABI/testing/dev-kmsg):
+// "PRIORITY,SEQ,MICROSECONDS,FLAGS;TEXT", then lines " KEY=VALUE". Bytes that do
+// not print, and backslashes, are \xHH.
+func parseKmsg(t testing.TB, text string) []logRecord {
+	t.Helper()
+	var out []logRecord
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		if pair, ok := strings.CutPrefix(line, " "); ok && len(out) > 0 {
+			key, value, _ := strings.Cut(pair, "=")
+			switch key {
+			case "SUBSYSTEM":
+				out[len(out)-1].Subsystem = value
+			case "DEVICE":
+				out[len(out)-1].Device = value
+			}
+			continue
+		}
+		head, message, _ := strings.Cut(line, ";")
+		f := strings.Split(head, ",")
+		if len(f) < 4 {
+			t.Fatalf("kmsg line %q", line)
+		}
+		var n [3]uint64
+		for i := range n {
+			v, err := strconv.ParseUint(f[i], 10, 64)
+			if err != nil {
+				t.Fatalf("kmsg line %q: %v", line, err)
+			}
+			n[i] = v
+		}
+		out = append(out, logRecord{Seq: n[1], TimeNs: 1000 * n[2], Level: int(n[0] & 7), Facility: int(n[0] >> 3),
+			Text: unescapeKmsg(t, message)})
+	}
+	return out
+}
+
+func unescapeKmsg(t testing.TB, s string) string {
+	t.Helper()
+	var b strings.Builder
+	for {
+		plain, rest, escaped := strings.Cut(s, `\x`)
+		b.WriteString(plain)
+		if !escaped {
+			return b.String()
+		}
+		if len(rest) < 2 {
+			t.Fatalf("kmsg text %q", s)
+		}
+		b.Write(unhex(t, rest[:2]))
+		s = rest[2:]
+	}
+}
+
+// TestLog compares the whole log with /dev/kmsg, which has microseconds. What is
+// logged after that was read does not count.
+func TestLog(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	for _, name := range []string{"l1", "vm0"} {
+		// A record of several lines, with bytes that do not print.
+		ask(t, l, name, `exec printf '<12>one\ntwo \\ \033[31m\303\251' > /dev/kmsg`)
+		want := parseKmsg(t, ask(t, l, name, "kmsg"))
+		got := decode[logReport](t, must(t, l, "dmesg", "--json", "-m", name))
+		if len(got.Problems)+len(got.Lost) > 0 || got.Machine != name {
+			t.Errorf("%s: %s, problems %v, lost %v", name, got.Machine, got.Problems, got.Lost)
+		}
+		last := want[len(want)-1].Seq
+		records := slices.DeleteFunc(got.Records, func(r logRecord) bool { return r.Seq > last })
+		for i := range records {
+			records[i].TimeNs -= records[i].TimeNs % 1000
+			records[i].LevelName = ""
+		}
+		// What was overwritten between the two looks.
+		want = slices.DeleteFunc(want, func(r logRecord) bool { return r.Seq < records[0].Seq })
+		compareSets(t, name+": log", records, want, func(a, b logRecord) int {
+			return cmp.Or(cmp.Compare(a.Seq, b.Seq), cmp.Compare(a.TimeNs, b.TimeNs), cmp.Compare(a.Level, b.Level),
+				cmp.Compare(a.Facility, b.Facility), cmp.Compare(a.Text, b.Text),
+				cmp.Compare(a.Subsystem, b.Subsystem), cmp.Compare(a.Device, b.Device))
+		})
+		t.Logf("%s: %d records", name, len(want))
+		if text := must(t, l, "dmesg", "-m", name, "--level", "warn", "--facility", "user"); !strings.Contains(text,
+			"] one\n"+strings.Repeat(" ", len("[00000.000000] "))+`two \ \x1b[31mé`+"\n") {
+			t.Errorf("%s: as text:\n%s", name, text)
+		}
+	}
+}
+
+// TestPS compares with what the guest lists, as TestTasks does, and the command
+// lines with those in /proc.
+func TestPS(t *testing.T) {
+	type task struct {
+		PID, TGID, PPID int
+		State, Comm     string
+		Kernel          bool
+		Command         []string
+	}
+	// "==> /proc/PID/cmdline <==", then its arguments.
+	const commands = `exec tail -n +1 /proc/[0-9]*/cmdline | tr '\0' ' '`
+	l := sharedLab(t, "kaslr")
+	for _, name := range []string{"l1", "vm0"} {
+		before := guestTasks(t, l, name)
+		r := decode[struct {
+			Tasks    []task
+			Problems []string
+		}](t, must(t, l, "ps", "-T", "--json", "-m", name))
+		lines := ask(t, l, name, commands)
+		after := guestTasks(t, l, name)
+		got := make(map[int]task)
+		for _, x := range r.Tasks {
+			got[x.PID] = x
+		}
+		lasting, userspace := 0, 0
+		for pid, want := range before {
+			if again, ok := after[pid]; !ok || again.TGID != want.TGID || again.Comm != want.Comm {
+				continue // ended, or became another program
+			}
+			lasting++
+			x := got[pid]
+			comm := x.Comm == want.Comm || x.Kernel && strings.HasPrefix(want.Comm, x.Comm)
+			if x.PID != pid || x.TGID != want.TGID || x.PPID != want.PPID || !comm {
+				t.Errorf("%s: task %+v, want %+v", name, x, want)
+			}
+		}
+		pid := 0
+		for line := range strings.Lines(lines) {
+			if n, _ := fmt.Sscanf(line, "==> /proc/%d/cmdline <==", &pid); n == 1 {
+				continue
+			}
+			command := strings.TrimSpace(line)
+			x, ok := got[pid]
+			if first, last := before[pid], after[pid]; !ok || command == "" || first.PID != pid || first.Comm != last.Comm {
+				continue
+			}
+			userspace++
+			if strings.Join(x.Command, " ") != command {
+				t.Errorf("%s: command line of %d: %q, want %q", name, pid, x.Command, command)
+			}
+		}
+		if lasting < 30 || userspace < 2 || len(r.Problems) > 0 {
+			t.Errorf("%s: %d tasks, %d command lines, problems %v", name, lasting, userspace, r.Problems)
+		}
+		t.Logf("%s: %d tasks compared, %d command lines", name, lasting, userspace)
+	}
+}
+
+// TestLsmod compares with /proc/modules and the notes in /sys.
+func TestLsmod(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	for _, name := range []string{"l1", "vm0"} {
+		r := decode[struct {
+			Modules []struct {
+				Name, State string
+				Size        uint64
+				Base        address
+				BuildID     string `json:"build_id"`
+			}
+		}](t, must(t, l, "lsmod", "--json", "-m", name))
+		var got, want []string
+		for _, m := range r.Modules {
+			got = append(got, fmt.Sprintf("%s %d %s 0x%016x", m.Name, m.Size, m.State, uint64(m.Base)))
+			note := ask(t, l, name, "cat /sys/module/"+m.Name+"/notes/.note.gnu.build-id")
+			if id := hex.EncodeToString([]byte(note[max(len(note)-20, 0):])); id != m.BuildID {
+				t.Errorf("%s: build id of %s is %q, want %q", name, m.Name, m.BuildID, id)
+			}
+		}
+		for line := range strings.Lines(ask(t, l, name, "modules")) {
+			f := strings.Fields(line)
+			want = append(want, strings.Join([]string{f[0], f[1], strings.ToLower(f[4]), f[5]}, " "))
+		}
+		if !slices.Equal(got, want) || len(want) < 3 {
+			t.Errorf("%s: modules:\n%s\nwant:\n%s", name, strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+}
+
+// TestSym asks for names and addresses, in the kernel and in a module.
+func TestSym(t *testing.T) {
+	type symbols struct {
+		Symbols []struct {
+			Name, Module, Type string
+			Addr, Offset       address
+		}
+	}
+	l := sharedLab(t, "kaslr")
+	all := parseSymbols(t, ask(t, l, "l1", "kallsyms"))
+	for _, name := range []string{"schedule", "kvm_vcpu_ioctl", "jiffies", "cleanup_module"} {
+		want := make(map[uint64]string)
+		for _, s := range all {
+			if s.name == name {
+				want[s.addr] = s.module
+			}
+		}
+		got := make(map[uint64]string)
+		for _, s := range decode[symbols](t, must(t, l, "sym", "--json", "-m", "l1", name)).Symbols {
+			got[uint64(s.Addr)] = s.Module
+		}
+		if !maps.Equal(got, want) || len(want) == 0 {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
+		for addr, module := range want {
+			if name == "cleanup_module" {
+				break // every module's is also its own function
+			}
+			r := decode[symbols](t, must(t, l, "sym", "--json", "-m", "l1", fmt.Sprintf("%#x", addr+2)))
+			if len(r.Symbols) != 1 || r.Symbols[0].Module != module || uint64(r.Symbols[0].Addr) != addr || r.Symbols[0].Offset != 2 {
+				t.Errorf("%#x: %+v", addr+2, r)
+			}
+		}
+	}
+	for _, wrong := range []string{"no_such_symbol", "0x1000", "pa:0x1000"} {
+		if r := nestdbg(t, on(l, "sym", "-m", "l1", wrong)...); r.status != 2 || r.stdout != "" {
+			t.Errorf("%s: %+v", wrong, r)
+		}
+	}
+}
+
+type stackReport struct {
+	Stacks []struct {
+		CPU   *int
+		State string
+		Task  *struct {
+			PID, TGID int
+			Comm      string
+		}
+		Frames []stackFrame
+		Error  string
+	}
+	Problems []string
+}
+
+type stackFrame struct {
+	PC                       address
+	Symbol, Module           string
+	Offset                   address
+	Size                     *uint64
+	Interrupted, User, Guess bool
+}
+
+// guestStack is what a guest says of a thread.
+type guestStack struct {
+	frames   []string // as in /proc/PID/stack: SYMBOL+OFFSET/SIZE [MODULE]
+	switches string   // how often it was switched away from
+}
+
+// guestStacks asks a guest for the stacks of all its threads, or only for how often
+// they were switched away from: a thread for which that does not change sleeps.
+func guestStacks(t *testing.T, l *lab.Lab, guest string, withFrames bool) map[int]*guestStack {
+	t.Helper()
+	line := "exec grep -H ctxt_switches /proc/[0-9]*/task/[0-9]*/status"
+	if withFrames {
+		line += "; grep -H . /proc/[0-9]*/task/[0-9]*/stack"
+	}
+	out := make(map[int]*guestStack)
+	for line := range strings.Lines(ask(t, l, guest, line+"; true")) {
+		path, text, _ := strings.Cut(strings.TrimSpace(line), ":")
+		f := strings.Split(path, "/") // "", proc, PID, task, TID, file
+		if len(f) != 6 {
+			continue // a thread that is gone
+		}
+		pid, err := strconv.Atoi(f[4])
+		if err != nil {
+			t.Fatalf("line %q", line)
+		}
+		if out[pid] == nil {
+			out[pid] = &guestStack{}
+		}
+		if f[5] == "status" {
+			out[pid].switches += text + " "
+		} else if frame, ok := strings.CutPrefix(text, "[<0>] "); ok {
+			out[pid].frames = append(out[pid].frames, frame)
+		}
+	}
+	return out
+}
+
+// schedulerText are the functions that the kernel leaves out of /proc/PID/stack
+// (Linux 6.1 kernel/sched/core.c:in_sched_functions).
+func schedulerText(t *testing.T, l *lab.Lab, guest string) func(address) bool {
+	t.Helper()
+	var bounds [4]uint64
+	lines := ask(t, l, guest, "exec grep -E ' __(sched|lock)_text_(start|end)$' /proc/kallsyms")
+	for _, s := range parseSymbols(t, lines) {
+		for i, name := range []string{"__sched_text_start", "__sched_text_end", "__lock_text_start", "__lock_text_end"} {
+			if s.name == name {
+				bounds[i] = s.addr
+			}
+		}
+	}
+	if slices.Contains(bounds[:], 0) {
+		t.Fatalf("%s: bounds of the scheduler: %q", guest, lines)
+	}
+	return func(a address) bool {
+		return bounds[0] <= uint64(a) && uint64(a) < bounds[1] || bounds[2] <= uint64(a) && uint64(a) < bounds[3]
+	}
+}
+
+// kernelFrames writes frames as /proc/PID/stack has them. For functions of modules
+// the kernel says how far the next symbol is, we how long the function is: that is
+// left out.
+func kernelFrames(frames []stackFrame, leftOut func(address) bool) []string {
+	var out []string
+	for _, f := range frames {
+		switch {
+		case f.User || leftOut(f.PC):
+		case f.Guess:
+			out = append(out, "a guess: "+f.Symbol)
+		case f.Module != "":
+			out = append(out, fmt.Sprintf("%s+%#x [%s]", f.Symbol, uint64(f.Offset), f.Module))
+		case f.Size == nil:
+			out = append(out, fmt.Sprintf("%s+%#x", f.Symbol, uint64(f.Offset)))
+		default:
+			out = append(out, fmt.Sprintf("%s+%#x/%#x", f.Symbol, uint64(f.Offset), *f.Size))
+		}
+	}
+	return out
+}
+
+func withoutModuleSizes(frames []string) []string {
+	for i, s := range frames {
+		place, module, ok := strings.Cut(s, " ")
+		if slash := strings.IndexByte(place, '/'); ok && slash >= 0 {
+			frames[i] = place[:slash] + " " + module
+		}
+	}
+	return frames
+}
+
+// TestStacks compares the stacks of all threads that sleep with /proc/PID/stack:
+// those that ran neither before nor after nestdbg looked. The threads of the agent
+// that answers never sleep for that long.
+func TestStacks(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	for _, name := range []string{"l1", "vm0"} {
+		leftOut := schedulerText(t, l, name)
+		before := guestStacks(t, l, name, true)
+		r := decode[stackReport](t, must(t, l, "bt", "--all", "--json", "-m", name))
+		after := guestStacks(t, l, name, false)
+		if len(r.Problems) > 0 {
+			t.Errorf("%s: %v", name, r.Problems)
+		}
+		compared := 0
+		var ran []string
+		for _, s := range r.Stacks {
+			if s.Task == nil || s.Task.PID == 0 || s.CPU != nil {
+				continue
+			}
+			first, last := before[s.Task.PID], after[s.Task.PID]
+			if first == nil || last == nil || first.switches != last.switches {
+				ran = append(ran, s.Task.Comm)
+				continue
+			}
+			compared++
+			got, want := kernelFrames(s.Frames, leftOut), withoutModuleSizes(first.frames)
+			if !slices.Equal(got, want) || s.Error != "" {
+				t.Errorf("%s: stack of %d %s: %s\n%s\nwant\n%s", name, s.Task.PID, s.Task.Comm, s.Error,
+					strings.Join(got, "\n"), strings.Join(want, "\n"))
+			}
+		}
+		if compared < 40 || compared < 2*len(ran) {
+			t.Errorf("%s: only %d stacks compared", name, compared)
+		}
+		t.Logf("%s: %d stacks compared; these ran meanwhile: %s", name, compared, strings.Join(ran, ", "))
+	}
+}
+
+// TestStackOfHost takes the backtrace of a CPU of L1 that runs the guest: through
+// the entry into it down to the VMM in user mode.
+func TestStackOfHost(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	ask(t, l, "vm0", "exec (timeout 10 sh -c 'while :; do :; done' > /dev/null 2>&1 &)")
+	want := []string{"__svm_vcpu_run", "kvm_arch_vcpu_ioctl_run", "do_syscall_64", "entry_SYSCALL_64_after_hwframe"}
+	found := false
+	eventually(t, "a CPU of l1 that hosts vm0", commandLimit, func() bool {
+		for _, s := range decode[stackReport](t, must(t, l, "bt", "--all", "--json", "-m", "l1")).Stacks {
+			if s.State != "hosting" {
+				continue
+			}
+			found = true
+			var names []string
+			for _, f := range s.Frames {
+				names = append(names, f.Symbol)
+			}
+			at := 0
+			for _, f := range s.Frames {
+				if at < len(want) && f.Symbol == want[at] {
+					at++
+				}
+			}
+			if at != len(want) || s.Error != "" || !s.Frames[len(s.Frames)-1].User || s.Task == nil ||
+				s.Task.Comm != "qemu-system-x86" && !strings.HasPrefix(s.Task.Comm, "CPU ") {
+				t.Errorf("CPU %d, task %+v: %v, %s", *s.CPU, s.Task, names, s.Error)
+			}
+		}
+		return found
+	})
+}
+
+// TestStackOfCPU takes backtraces of the guest's CPU at many moments, whatever it
+// does then: each must come to an end without a guess.
+func TestStackOfCPU(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	ask(t, l, "vm0", "exec (timeout 8 sh -c 'while :; do cat /proc/self/maps; done' > /dev/null 2>&1 &)")
+	kinds := map[string]int{}
+	for range 12 {
+		for _, s := range decode[stackReport](t, must(t, l, "bt", "--json", "-m", "vm0")).Stacks {
+			text := new(bytes.Buffer)
+			for _, f := range s.Frames {
+				fmt.Fprintf(text, "%#x %s\n", uint64(f.PC), f.Symbol)
+				if f.Guess {
+					s.Error += " guess"
+				}
+			}
+			if s.Error != "" || len(s.Frames) == 0 {
+				t.Errorf("%s: %s\n%s", s.State, s.Error, text)
+				continue
+			}
+			switch last := s.Frames[len(s.Frames)-1]; {
+			case last.User && len(s.Frames) == 1:
+				kinds["user mode"]++
+			case slices.ContainsFunc(s.Frames, func(f stackFrame) bool { return f.Interrupted }):
+				kinds["interrupt or exception"]++
+			default:
+				kinds["kernel mode"]++
+			}
+		}
+	}
+	t.Log(kinds)
+}

@@ -1,0 +1,290 @@
+// Package tests tries nestdbg on real nested guests: QEMU, L1 a Linux with KVM,
+// L2 a Linux in it. Nothing is skipped here: what cannot run, fails.
+//
+//	go test ./lab/tests -count=1
+//	go test ./lab/tests -count=1 -run Status -keep
+//
+// With -keep the labs stay up in the person's own state directory, for the next
+// run to use ("nestdbg lab list" shows them, "nestdbg lab down NAME" ends one).
+package tests
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"nestdbg/lab"
+)
+
+var (
+	keep   = flag.Bool("keep", false, "leave the labs up and use them again")
+	prefix = flag.String("prefix", "test", "what the names of the labs begin with")
+)
+
+// suite is what all tests share. TestMain sets it up. The tests run one after the
+// other: there are two processors, and one lab can use both.
+var suite struct {
+	binary   string // the program under test
+	labs     map[string]*sharedMachine
+	patterns map[string]*pattern // by lab and guest; see patternOf
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(runAll(m))
+}
+
+// runAll sets up, runs the tests and leaves nothing behind.
+func runAll(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "nd-") // short, for the paths of sockets
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	suite.binary = filepath.Join(dir, "bin", "nestdbg")
+	build := exec.Command("go", "build", "-trimpath", "-o", suite.binary, "nestdbg/cmd/nestdbg")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // the lab runs it as init of its machines
+	build.Stdout, build.Stderr = os.Stderr, os.Stderr
+	if err := build.Run(); err != nil {
+		os.RemoveAll(dir)
+		fmt.Fprintln(os.Stderr, "build nestdbg:", err)
+		return 1
+	}
+	if !*keep {
+		os.Setenv("XDG_STATE_HOME", dir)
+	}
+	undertaker, err := startUndertaker(dir)
+	if err != nil {
+		os.RemoveAll(dir)
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	suite.labs, suite.patterns = sharedLabs(), make(map[string]*pattern)
+	status := m.Run()
+	if err := undertaker(); err != nil {
+		fmt.Fprintln(os.Stderr, "end the labs:", err)
+		return 1
+	}
+	return status
+}
+
+// startUndertaker starts a process that ends all labs and removes dir as soon as
+// this process is gone, however it goes: done, a panic, a timeout, Ctrl-C. The
+// function it returns lets it work and waits for it.
+func startUndertaker(dir string) (func() error, error) {
+	script := `cat; "$1/bin/nestdbg" lab down --all; status=$?; rm -rf "$1"; exit $status`
+	if *keep {
+		script = `cat; rm -rf "$1"`
+	}
+	cmd := exec.Command("sh", "-c", script, "undertaker", dir)
+	cmd.Stderr = os.Stderr
+	// Not in the terminal's process group: Ctrl-C is not for it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	in, err := cmd.StdinPipe() // it ends when the last copy of this end is closed
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	return func() error { return errors.Join(in.Close(), cmd.Wait()) }, nil
+}
+
+// sharedMachine is a lab for all tests that want one like it. It is booted for
+// the first of them. While no test uses it, it stands still: the others need the
+// processors.
+type sharedMachine struct {
+	boot func() (*lab.Lab, error)
+
+	mu    sync.Mutex
+	users int // guarded by mu
+}
+
+// sharedLabs are the labs that tests can ask for, by name.
+func sharedLabs() map[string]*sharedMachine {
+	out := make(map[string]*sharedMachine)
+	for name, o := range map[string]lab.Options{
+		// L1 with two CPUs, one VM, KASLR in both.
+		"kaslr": {},
+		// The same kernel at the same virtual addresses in L1 and in the VM.
+		"samekaslr": {Append: "nokaslr", VMAppend: "nokaslr"},
+		// RAM with a hole below 4 GiB, two VMs of two CPUs.
+		"two": {Memory: 5 << 30, VMs: 2, VMCPUs: 2},
+	} {
+		o.Name, o.Agent = *prefix+"-"+name, suite.binary
+		out[name] = &sharedMachine{boot: sync.OnceValues(func() (*lab.Lab, error) { return bootShared(o) })}
+	}
+	return out
+}
+
+// bootShared boots a lab, or finds the one that -keep left.
+func bootShared(o lab.Options) (*lab.Lab, error) {
+	if *keep {
+		if l, err := lab.Open("", o.Name); err == nil && l.Running {
+			return l, nil
+		}
+	}
+	for attempt := 1; ; attempt++ {
+		begin := time.Now()
+		l, err := lab.Up(context.Background(), o)
+		var boot *lab.BootError
+		if errors.As(err, &boot) {
+			err = fmt.Errorf("%w\n%s", err, boot.Tail)
+		}
+		fmt.Printf("lab %s: %.1f s to boot, %v\n", o.Name, time.Since(begin).Seconds(), err)
+		// QEMU loses a boot now and then; see lab.Start.
+		if boot == nil || attempt == 3 {
+			return l, err
+		}
+		if err := boot.Lab.Down(context.Background()); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// sharedLab is the lab of this name, running: "kaslr", "samekaslr" or "two". A
+// test leaves it as it was, but for what its guests did meanwhile.
+func sharedLab(t testing.TB, name string) *lab.Lab {
+	t.Helper()
+	s := suite.labs[name]
+	if s == nil {
+		t.Fatalf("there is no shared lab %q", name)
+	}
+	l, err := s.boot()
+	if err != nil {
+		t.Fatalf("boot lab %s: %v", name, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.users++; s.users == 1 {
+		qmpCommand(t, l, "cont")
+	}
+	t.Cleanup(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.users--; s.users == 0 {
+			qmpCommand(t, l, "stop")
+		}
+	})
+	return l
+}
+
+// ownLab boots a lab for one test, which may break it.
+func ownLab(t testing.TB, o lab.Options) *lab.Lab {
+	t.Helper()
+	o.Agent = suite.binary
+	return lab.Start(t, o)
+}
+
+// askLimit bounds the wait for an agent's answer: nested guests on a busy
+// machine take their time.
+const askLimit = 3 * time.Minute
+
+// ask asks the agent of a machine, or fails the test.
+func ask(t testing.TB, l *lab.Lab, machine, request string) string {
+	t.Helper()
+	// Not t.Context, which is over when Cleanup functions ask.
+	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+	defer cancel()
+	begin := time.Now()
+	answer, err := l.Ask(ctx, machine, request)
+	if err != nil {
+		t.Fatalf("%v; the machines' last words:\n%s", err, l.Tail())
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Logf("%s took %.1f s for %q", machine, took.Seconds(), request)
+	}
+	return string(answer)
+}
+
+// eventually waits until ok is true, or fails the test.
+func eventually(t testing.TB, what string, limit time.Duration, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %s", limit, what)
+		}
+	}
+}
+
+// socketDir is a directory for sockets, whose paths must be short.
+func socketDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "nd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// result is what a command left behind.
+type result struct {
+	stdout, stderr string
+	status         int
+}
+
+// commandLimit bounds a command that answers a question.
+const commandLimit = 2 * time.Minute
+
+// nestdbg runs the program under test to its end.
+func nestdbg(t testing.TB, args ...string) result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, suite.binary, args...)
+	var out, errOut lockedBuffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	cmd.WaitDelay = 5 * time.Second
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && (!errors.As(err, &exit) || ctx.Err() != nil) {
+		t.Fatalf("nestdbg %q: %v\n%s%s", args, errors.Join(err, ctx.Err()), &out, &errOut)
+	}
+	return result{out.String(), errOut.String(), cmd.ProcessState.ExitCode()}
+}
+
+// on is nestdbg's arguments for a lab's QEMU.
+func on(l *lab.Lab, args ...string) []string {
+	return append([]string{"-t", fmt.Sprint(l.PID)}, args...)
+}
+
+// must is nestdbg on a lab, which has to succeed and to say nothing on stderr.
+func must(t testing.TB, l *lab.Lab, args ...string) string {
+	t.Helper()
+	r := nestdbg(t, on(l, args...)...)
+	if r.status != 0 || r.stderr != "" {
+		t.Fatalf("nestdbg %q: status %d, %s", args, r.status, r.stderr)
+	}
+	return r.stdout
+}
+
+// lockedBuffer takes output of a process while a test looks at it.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text []byte // guarded by mu
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.text = append(b.text, p...)
+	return len(p), nil
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return string(b.text)
+}
+
+var _ io.Writer = (*lockedBuffer)(nil)

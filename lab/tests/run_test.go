@@ -1,0 +1,256 @@
+package tests
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"nestdbg/internal/arch"
+)
+
+// The numbers of the machines in a lab with one VM, and gdb's trap signal.
+const (
+	l1, vm0 = 1, 2
+	sigTrap = 5
+	sigInt  = 2
+)
+
+// foreignHits is how many hits of other machines a debugger has passed.
+func (c *client) foreignHits() int {
+	c.t.Helper()
+	var n int
+	if _, err := fmt.Sscanf(c.monitor("foreign"), "%d", &n); err != nil {
+		c.t.Fatal(err)
+	}
+	return n
+}
+
+// TestForeignHits: both kernels have the function at the same virtual address.
+// The breakpoint is the VM's alone; L1 runs through it hundreds of times, unseen.
+func TestForeignHits(t *testing.T) {
+	l := sharedLab(t, "samekaslr")
+	addr := guestSymbol(t, l, "vm0", "ksys_write")
+	if other := guestSymbol(t, l, "l1", "ksys_write"); other != addr {
+		t.Fatalf("ksys_write is at %#x in L1 and at %#x in L2: the lab is not what the test needs", other, addr)
+	}
+	ask(t, l, "l1", "exec (i=0; while [ $i -lt 2000 ]; do echo x >/dev/null; usleep 2000; i=$((i+1)); done) >/dev/null 2>&1 &")
+	c := connect(t, serve(t, l).addr)
+	c.attach(l1, vm0)
+	own := 0
+	const want = 200
+	for deadline := time.Now().Add(4 * time.Minute); c.foreignHits() < want; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d foreign hits in 4 minutes, %d own", c.foreignHits(), own)
+		}
+		c.setBreak(vm0, 0, addr, 1)
+		s := c.cont("c")
+		if s.kind != 'T' || s.signal != sigTrap || s.pid != vm0 {
+			t.Fatalf("stop %q: only the VM has a breakpoint", s.text)
+		}
+		if pc := c.reg(vm0, s.tid, "rip"); pc != addr {
+			t.Fatalf("stopped at %#x, the breakpoint is at %#x", pc, addr)
+		}
+		own++
+		c.clearBreak(vm0, 0, addr, 1)
+		c.cont(fmt.Sprintf("s:p%x.%x", vm0, s.tid)) // over it, as gdb does
+	}
+	t.Logf("%d foreign hits passed, %d own seen", c.foreignHits(), own)
+	c.ok("D;1", "D;2")
+	for _, m := range []string{"l1", "vm0"} {
+		ask(t, l, m, "ping")
+	}
+}
+
+// leaving are instructions that always leave an L2 under KVM, by their bytes.
+var leaving = map[string][]byte{"wrmsr": {0x0f, 0x30}, "cpuid": {0x0f, 0xa2}, "hlt": {0xf4}}
+
+// TestStepsStayInLayer steps an L2 CPU through exits to L1: 10 000 instructions,
+// none of which may be one of L1.
+func TestStepsStayInLayer(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	start := guestSymbol(t, l, "vm0", "lapic_next_deadline")
+	first, last := guestSymbol(t, l, "vm0", "_stext"), guestSymbol(t, l, "vm0", "_etext")
+	before := ask(t, l, "vm0", "clock")
+	c := connect(t, serve(t, l).addr)
+	c.attach(l1, vm0)
+	c.setBreak(vm0, 0, start, 1)
+	s := c.cont("c")
+	if s.pid != vm0 {
+		t.Fatalf("stop %q, want the VM", s.text)
+	}
+	c.clearBreak(vm0, 0, start, 1)
+	const steps = 10000
+	seen, moved := make(map[string]int), 0
+	begin, pc := time.Now(), start
+	for i := range steps {
+		code, err := c.readMem(vm0, s.tid, pc, 2)
+		if err != nil {
+			t.Fatalf("step %d: the instruction at %#x cannot be read: %v", i, pc, err)
+		}
+		for name, insn := range leaving {
+			if bytes.HasPrefix(code, insn) {
+				seen[name]++
+			}
+		}
+		next := c.cont("s:" + fmt.Sprintf("p%x.%x", vm0, s.tid) + ";c")
+		if next.pid != vm0 || next.tid != s.tid || next.signal != sigTrap {
+			t.Fatalf("step %d from %#x ended with %q", i, pc, next.text)
+		}
+		old := pc
+		if pc = c.reg(vm0, s.tid, "rip"); pc != old {
+			moved++
+		}
+		const kernelHalf = 1 << 63
+		if pc >= kernelHalf && (pc < first || pc > last) {
+			if name := c.monitor(fmt.Sprintf("x/1i %#x", pc)); !strings.Contains(name, "[") {
+				t.Fatalf("step %d from %#x went to %#x, outside L2's kernel (%#x-%#x): %s", i, old, pc, first, last, name)
+			}
+		}
+	}
+	t.Logf("%d steps in %.1f s, through %v", steps, time.Since(begin).Seconds(), seen)
+	if seen["wrmsr"] == 0 {
+		t.Errorf("no instruction that leaves for L1 was stepped: the test shows less than it should")
+	}
+	if moved < steps/2 {
+		t.Errorf("only %d of %d steps moved", moved, steps)
+	}
+	c.ok("D;1", "D;2")
+	if after := ask(t, l, "vm0", "clock"); after == before {
+		t.Errorf("the clock of L2 stands still: %q", after)
+	}
+}
+
+// hosting finds an L1 CPU whose guest runs, letting the machines run until
+// there is one.
+func hosting(t *testing.T, c *client, addr uint64) (l1CPU, vcpu int) {
+	t.Helper()
+	c.setBreak(vm0, 0, addr, 1)
+	s := c.cont("c")
+	c.clearBreak(vm0, 0, addr, 1)
+	if s.pid != vm0 {
+		t.Fatalf("stop %q, want the VM", s.text)
+	}
+	var core int
+	if _, err := fmt.Sscanf(s.fields["core"], "%x", &core); err != nil {
+		t.Fatalf("stop %q does not say on which CPU: %v", s.text, err)
+	}
+	return core + 1, s.tid
+}
+
+// TestEveryLayerIsConsistent: while a CPU is in L2, L1's registers are those that
+// the hypervisor saved, and what nobody saved is unavailable; a step of L1 ends
+// behind the VM entry, and the VM's own registers are then those of its VMCB.
+func TestEveryLayerIsConsistent(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	addr := guestSymbol(t, l, "vm0", "ksys_write")
+	c := connect(t, serve(t, l).addr)
+	c.attach(l1, vm0)
+	cpu, vcpu := hosting(t, c, addr)
+	saved := c.registers(l1, cpu)
+	pc, ok := saved.PC()
+	if !ok {
+		t.Fatal("L1's program counter is not known while it hosts")
+	}
+	if code, err := c.readMem(l1, cpu, pc-3, 3); err != nil || !bytes.Equal(code, arch.X86.GuestEntry[0]) {
+		t.Errorf("in front of L1's program counter %#x stands % x (%v), not VMRUN", pc, code, err)
+	}
+	if _, known := saved.Get("r12"); known {
+		t.Error("r12 of L1 is in no save area, but it has a value")
+	}
+	if v, known := c.registers(vm0, vcpu).Get("r12"); !known {
+		t.Errorf("r12 of the running vCPU is not known (%#x)", v)
+	}
+	s := c.cont(fmt.Sprintf("s:p%x.%x;c", l1, cpu))
+	if s.pid != l1 || s.tid != cpu {
+		t.Fatalf("step of L1 ended with %q", s.text)
+	}
+	if at := c.reg(l1, cpu, "rip"); at != pc {
+		t.Errorf("L1 is at %#x after the exit, want %#x, behind VMRUN", at, pc)
+	}
+	if _, known := c.registers(l1, cpu).Get("r12"); !known {
+		t.Error("r12 of L1 is not known although it runs")
+	}
+	if parked := c.registers(vm0, vcpu); parked != nil {
+		if _, known := parked.Get("cr3"); !known {
+			t.Error("cr3 of the parked vCPU is not known")
+		}
+	}
+	c.ok("D;1", "D;2")
+}
+
+// TestWatchpointPerMachine watches a variable that L2's timer changes.
+func TestWatchpointPerMachine(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	addr := guestSymbol(t, l, "vm0", "jiffies_64")
+	c := connect(t, serve(t, l).addr)
+	c.attach(l1, vm0)
+	for range 3 {
+		old, err := c.readMem(vm0, 1, addr, 8)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.setBreak(vm0, 2, addr, 8)
+		s := c.cont("c")
+		c.clearBreak(vm0, 2, addr, 8)
+		if s.pid != vm0 || s.fields["watch"] == "" {
+			t.Fatalf("stop %q, want a watchpoint of the VM", s.text)
+		}
+		if now, err := c.readMem(vm0, s.tid, addr, 8); err != nil || bytes.Equal(now, old) {
+			t.Errorf("jiffies_64 was % x and is % x (%v)", old, now, err)
+		}
+	}
+	c.ok("D;1", "D;2")
+}
+
+// TestInterrupt: Ctrl-C stops a running machine, and it runs on afterwards.
+func TestInterrupt(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	c := connect(t, serve(t, l).addr)
+	c.attach(l1, vm0)
+	for range 5 {
+		c.resume("c")
+		c.runs(300 * time.Millisecond)
+		c.interrupt()
+		s, err := c.wait(stopLimit)
+		if err != nil || s.signal != sigInt {
+			t.Fatalf("after an interrupt: %q, %v", s.text, err)
+		}
+	}
+	c.ok("D;1", "D;2")
+	ask(t, l, "vm0", "ping")
+}
+
+// TestWrittenCodeRuns: code written through nestdbg is what the CPU executes
+// next, although TCG has translated the old one already.
+func TestWrittenCodeRuns(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	addr := guestSymbol(t, l, "vm0", "__do_sys_getppid")
+	if got := ask(t, l, "vm0", "exec echo $PPID"); strings.TrimSpace(got) == "4242" {
+		t.Fatalf("the shell's parent is %s by chance", got)
+	}
+	patch := func(code []byte) []byte {
+		c := connect(t, serve(t, l).addr)
+		c.attach(vm0)
+		old, err := c.readMem(vm0, 1, addr, len(code))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.writeMem(vm0, 1, addr, code); err != nil {
+			t.Fatal(err)
+		}
+		c.ok("D;2")
+		c.close()
+		return old
+	}
+	old := patch([]byte{0xb8, 0x92, 0x10, 0, 0, 0xc3}) // mov $4242, %eax; ret
+	got := ask(t, l, "vm0", "exec echo $PPID")
+	patch(old)
+	if strings.TrimSpace(got) != "4242" {
+		t.Errorf("the shell's parent is %q, the patched kernel would say 4242", got)
+	}
+	if got := ask(t, l, "vm0", "exec echo $PPID"); strings.TrimSpace(got) == "4242" {
+		t.Error("the patch was taken back, but it still runs")
+	}
+}
