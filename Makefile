@@ -27,7 +27,7 @@ build: deps ## Build bin/nestdbg
 	$(GO) build -trimpath -o bin/nestdbg ./cmd/nestdbg
 
 test: build check ## Everything: formatting, vet, unit tests, tests on real nested guests
-	$(GO) test -count=1 -timeout=20m $(LAB_TESTS)
+	@GO='$(GO)' scripts/labtests $(LAB_TESTS)
 	$(took)
 
 demo: build ## Boot a nested guest, debug it with gdb, end it

@@ -14,9 +14,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -103,10 +105,11 @@ func startUndertaker(dir string) (func() error, error) {
 // the first of them. While no test uses it, it stands still: the others need the
 // processors.
 type sharedMachine struct {
-	boot func() (*lab.Lab, error)
+	options lab.Options
 
 	mu    sync.Mutex
-	users int // guarded by mu
+	lab   *lab.Lab // nil: not booted, or lost; guarded by mu
+	users int      // guarded by mu
 }
 
 // sharedLabs are the labs that tests can ask for, by name.
@@ -121,7 +124,7 @@ func sharedLabs() map[string]*sharedMachine {
 		"two": {Memory: 5 << 30, VMs: 2, VMCPUs: 2},
 	} {
 		o.Name, o.Agent = *prefix+"-"+name, suite.binary
-		out[name] = &sharedMachine{boot: sync.OnceValues(func() (*lab.Lab, error) { return bootShared(o) })}
+		out[name] = &sharedMachine{options: o}
 	}
 	return out
 }
@@ -159,30 +162,60 @@ func sharedLab(t testing.TB, name string) *lab.Lab {
 	if s == nil {
 		t.Fatalf("there is no shared lab %q", name)
 	}
-	l, err := s.boot()
-	if err != nil {
-		t.Fatalf("boot lab %s: %v", name, err)
-	}
+	l := s.enter(t)
+	t.Cleanup(func() { s.leave(t) })
+	return l
+}
+
+// enter lets a test use the lab, which is booted if need be.
+func (s *sharedMachine) enter(t testing.TB) *lab.Lab {
+	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.users++; s.users == 1 {
-		qmpCommand(t, l, "cont")
-	}
-	t.Cleanup(func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.users--; s.users == 0 {
-			qmpCommand(t, l, "stop")
+	if s.lab == nil {
+		l, err := bootShared(s.options)
+		if err != nil {
+			t.Fatalf("boot lab %s: %v", s.options.Name, err)
 		}
-	})
-	return l
+		s.lab = l
+	}
+	if s.users++; s.users == 1 {
+		qmpCommand(t, s.lab, "cont")
+	}
+	return s.lab
+}
+
+// leave stops the lab when its last user goes. A lab whose guest died is not for
+// others: the next test boots another.
+func (s *sharedMachine) leave(t testing.TB) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.users--; s.users > 0 {
+		return
+	}
+	if !autopsy(t, s.lab) {
+		qmpCommand(t, s.lab, "stop")
+		return
+	}
+	maps.DeleteFunc(suite.patterns, func(key string, _ *pattern) bool { return strings.HasPrefix(key, s.lab.Name+"/") })
+	if err := s.lab.Down(context.Background()); err != nil {
+		t.Errorf("end lab %s: %v", s.lab.Name, err)
+	}
+	s.lab = nil
 }
 
 // ownLab boots a lab for one test, which may break it.
 func ownLab(t testing.TB, o lab.Options) *lab.Lab {
 	t.Helper()
 	o.Agent = suite.binary
-	return lab.Start(t, o)
+	l := lab.Start(t, o)
+	t.Cleanup(func() {
+		if t.Failed() {
+			autopsy(t, l)
+		}
+	})
+	return l
 }
 
 // askLimit bounds the wait for an agent's answer: nested guests on a busy

@@ -1,0 +1,66 @@
+package tests
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"nestdbg/lab"
+)
+
+// A lab's guest can die of QEMU itself: 7.2's emulation of SVM leaves the number
+// of an interrupt behind that it injected, and delivers it a second time if
+// something kicks the CPU before the guest's next exit (README, Limits). A test
+// whose guest died says nothing of nestdbg. It fails, and scripts/labtests, which
+// reads the line that autopsy prints, runs it once more on a fresh lab.
+
+// pingLimit bounds the answer of a guest that may be dead.
+const pingLimit = 20 * time.Second
+
+// lastWords tells a guest's end in the text of its console.
+var lastWords = regexp.MustCompile(`Kernel panic - not syncing: .*|BUG: .*|Oops: .*|KVM internal error.*`)
+
+// casualty says which guest of a lab is dead and how it shows; empty if all live.
+// A guest that is not asked is known by its console alone.
+func casualty(t testing.TB, l *lab.Lab, ask bool) string {
+	for _, m := range l.Machines {
+		text, _ := os.ReadFile(m.Log)
+		if words := lastWords.Find(text); words != nil {
+			return fmt.Sprintf("%s says %q", m.Name, words)
+		}
+	}
+	if !ask {
+		return ""
+	}
+	// A machine that somebody left standing is silent too, and that is no accident.
+	if runState(t, l) != "running" {
+		return ""
+	}
+	for _, m := range l.Machines {
+		ctx, cancel := context.WithTimeout(context.Background(), pingLimit)
+		_, err := l.Ask(ctx, m.Name, "ping")
+		cancel()
+		if err != nil {
+			return fmt.Sprintf("%s is silent: %v", m.Name, err)
+		}
+	}
+	return ""
+}
+
+// autopsy looks after a test whether the guests of its lab live, and reports
+// whether one died. A test that lost a guest without noticing fails now.
+func autopsy(t testing.TB, l *lab.Lab) bool {
+	t.Helper()
+	why := casualty(t, l, t.Failed())
+	if why == "" {
+		return false
+	}
+	t.Errorf("a guest of lab %s died: %s", l.Name, why)
+	name, _, _ := strings.Cut(t.Name(), "/")
+	fmt.Printf("\ncasualty: %s: lab %s: %s\n", name, l.Name, why)
+	return true
+}
