@@ -49,14 +49,17 @@ func TestParseLdd(t *testing.T) {
 
 func TestWantSymbols(t *testing.T) {
 	for name, want := range map[string]bool{
-		"usr/lib/debug/boot/vmlinux-6.1.0":                                    true,
-		"usr/lib/debug/lib/modules/6.1.0/kernel/arch/x86/kvm/kvm.ko":          true,
-		"usr/lib/debug/lib/modules/6.1.0/kernel/virt/lib/irqbypass.ko":        true,
-		"usr/lib/debug/usr/lib/modules/7.2/kernel/arch/x86/kvm/kvm-amd.ko.xz": true,
-		"usr/lib/debug/lib/modules/6.1.0/kernel/drivers/virtio/virtio.ko":     false,
-		"usr/lib/debug/lib/modules/6.1.0/kernel/net/virt/x.ko":                false,
-		"usr/lib/debug/lib/modules/6.1.0/vmlinux":                             false,
-		"usr/share/doc/virt/kvm.ko":                                           false,
+		"usr/lib/debug/boot/vmlinux-6.1.0":                                      true,
+		"usr/lib/debug/lib/modules/6.1.0/kernel/arch/x86/kvm/kvm.ko":            true,
+		"usr/lib/debug/lib/modules/6.1.0/kernel/virt/lib/irqbypass.ko":          true,
+		"usr/lib/debug/usr/lib/modules/7.2/kernel/arch/x86/kvm/kvm-amd.ko.xz":   true,
+		"usr/lib/debug/lib/modules/6.1.0/kernel/drivers/virtio/virtio.ko":       true,
+		"usr/lib/debug/lib/modules/6.1.0/kernel/drivers/char/virtio_console.ko": true,
+		"usr/lib/debug/lib/modules/6.1.0/kernel/lib/crc-itu-t.ko":               true,
+		"usr/lib/debug/lib/modules/6.1.0/kernel/drivers/net/e1000.ko":           false,
+		"usr/lib/debug/lib/modules/6.1.0/kernel/net/virt/x.ko":                  false,
+		"usr/lib/debug/lib/modules/6.1.0/vmlinux":                               false,
+		"usr/share/doc/virt/kvm.ko":                                             false,
 	} {
 		if got := wantSymbols(name); got != want {
 			t.Errorf("%s: %v", name, got)

@@ -5,14 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
 // DebugKernel provides the debug symbols of a kernel package and returns the
 // directory with them: boot/vmlinux-RELEASE and, with the same layout as in
-// lib/modules, the modules of KVM. pkg is the kernel's package, with or without
+// lib/modules, the modules that the lab loads. pkg is the kernel's package, with or without
 // "-dbg", and may end in "=VERSION". Of the package, several hundred megabytes,
 // only what is used stays in the cache.
 func DebugKernel(ctx context.Context, cacheDir, pkg string, progress func(string)) (string, error) {
@@ -34,7 +34,7 @@ func DebugKernel(ctx context.Context, cacheDir, pkg string, progress func(string
 		version = files[0].Version
 	}
 	const tree = "usr/lib/debug"
-	root, err := c.make(filepath.Join("symbols", name+"_"+version), func(dir string) error {
+	root, err := c.make(filepath.Join(symbolsCache, name+"_"+version), func(dir string) error {
 		files, err := downloadNames(ctx, []string{name + "=" + version})
 		if err != nil {
 			return fmt.Errorf("debug symbols %s %s: %w", name, version, err)
@@ -56,7 +56,11 @@ func DebugKernel(ctx context.Context, cacheDir, pkg string, progress func(string
 	return found, nil
 }
 
-// wantSymbols picks the kernel and the modules that make VMs.
+// symbolsCache is the part of the cache with debug symbols. It gets another name
+// when wantSymbols picks more than it did.
+const symbolsCache = "symbols-2"
+
+// wantSymbols picks the kernel and the modules that the lab's machines load.
 func wantSymbols(name string) bool {
 	rest, ok := strings.CutPrefix(name, "usr/lib/debug/")
 	if !ok {
@@ -67,9 +71,9 @@ func wantSymbols(name string) bool {
 		return true
 	}
 	_, inTree, ok := strings.Cut(strings.TrimPrefix(rest, "lib/modules/"), "/kernel/")
-	module := strings.Contains(path.Base(inTree), ".ko")
+	module, isModule := moduleName(inTree)
 	ofKVM := strings.HasPrefix(inTree, "arch/x86/kvm/") || strings.HasPrefix(inTree, "virt/")
-	return ok && module && ofKVM
+	return ok && isModule && (ofKVM || strings.HasPrefix(module, "virtio") || slices.Contains(extraModules, strings.ReplaceAll(module, "_", "-")))
 }
 
 // SymbolsDir provides the debug symbols of the kernel that a machine was
