@@ -23,6 +23,15 @@ type Memslot struct {
 	Flags        uint32   // KVM_MEM_*
 }
 
+// Flags of a slot (Linux 6.12 include/uapi/linux/kvm.h, include/linux/kvm_host.h).
+const (
+	slotGuestMemory = 1 << 2  // KVM_MEM_GUEST_MEMFD: private pages are not in the VMM
+	slotInvalid     = 1 << 16 // KVM_MEMSLOT_INVALID: being removed
+)
+
+// Shared reports whether the VMM has the very pages that the guest has.
+func (m *Memslot) Shared() bool { return m.Flags&(slotGuestMemory|slotInvalid) == 0 }
+
 // slotShape is where struct kvm_memory_slot keeps what we want.
 type slotShape struct {
 	shape                       *shape

@@ -181,21 +181,30 @@ func (w *taskWalk) add(addr mem.Virt) (record, bool) {
 	return rec, true
 }
 
-// UserSpace is the address space of a process, by its mm_struct.
-func (k *Kernel) UserSpace(mm mem.Virt) (AddressSpace, error) {
+// UserRoot is the page-table root of a process, by its mm_struct.
+func (k *Kernel) UserRoot(mm mem.Virt) (mem.Phys, error) {
 	t, err := k.Types()
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	s := newShape(t, "mm_struct")
 	pgd := s.need("pgd")
 	rec, err := s.read(k.space, mm)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	root, _, err := k.space.Translate(rec.uint(pgd))
 	if err != nil {
-		return nil, fmt.Errorf("page tables of mm_struct %#x: %w", mm, err)
+		return 0, fmt.Errorf("page tables of mm_struct %#x: %w", mm, err)
+	}
+	return root, nil
+}
+
+// UserSpace is the address space of a process, by its mm_struct.
+func (k *Kernel) UserSpace(mm mem.Virt) (AddressSpace, error) {
+	root, err := k.UserRoot(mm)
+	if err != nil {
+		return nil, err
 	}
 	return k.src.Space(root)
 }

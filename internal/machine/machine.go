@@ -182,6 +182,9 @@ func (m *Machine) Forget() {
 	if m.Second != nil {
 		m.Second.Space.Flush()
 	}
+	if r := m.Road(); r != nil {
+		r.Space.Flush()
+	}
 	for _, c := range m.CPUs {
 		if c.Second != nil {
 			c.Second.Space.Flush()

@@ -8,9 +8,11 @@ import (
 )
 
 // NestedMemory is a nested machine's physical memory: its parent's, seen
-// through a second stage.
+// through a second stage, and by the second road where that has a hole.
 type NestedMemory struct {
 	*paging.Space
+	road   *Road          // nil if not known
+	parent mem.PhysSlicer // what the road leads to
 
 	once   sync.Once
 	ranges []mem.Range
@@ -18,6 +20,77 @@ type NestedMemory struct {
 
 // NewNestedMemory returns the memory that the second stage maps.
 func NewNestedMemory(s *paging.Space) *NestedMemory { return &NestedMemory{Space: s} }
+
+// WithRoad returns memory that reads what the second stage lacks by the second
+// road, which leads into the parent's memory. A nil road adds nothing.
+func (n *NestedMemory) WithRoad(r *Road, parent mem.PhysSlicer) *NestedMemory {
+	return &NestedMemory{Space: n.Space, road: r, parent: parent}
+}
+
+// ReadPhys implements mem.PhysReader. Each page is read as the second stage has
+// it, if it does. The error is the second stage's: the road is a help, not a proof.
+func (n *NestedMemory) ReadPhys(p []byte, a mem.Phys) (int, error) {
+	done, err := n.Space.ReadPhys(p, a)
+	for err != nil && n.road != nil && done < len(p) {
+		at, together, off := n.aside(a + mem.Phys(done))
+		if off != nil {
+			return done, err
+		}
+		k, readErr := n.parent.ReadPhys(p[done:min(uint64(len(p)), uint64(done)+together)], at)
+		if done += k; readErr != nil {
+			return done, readErr
+		}
+		if err = nil; done < len(p) {
+			k, err = n.Space.ReadPhys(p[done:], a+mem.Phys(done))
+			done += k
+		}
+	}
+	return done, err
+}
+
+// SlicePhys implements mem.PhysSlicer.
+func (n *NestedMemory) SlicePhys(a mem.Phys, max int) []byte {
+	b := n.Space.SlicePhys(a, max)
+	if len(b) > 0 || n.road == nil || max <= 0 {
+		return b
+	}
+	if _, _, err := n.Space.Translate(uint64(a)); err == nil {
+		return nil // it is mapped, to memory that cannot be sliced
+	}
+	at, together, err := n.aside(a)
+	if err != nil {
+		return nil
+	}
+	return n.parent.SlicePhys(at, int(min(uint64(max), together)))
+}
+
+// aside translates by the road as far as one small page reaches: the next one may
+// be in the second stage again.
+func (n *NestedMemory) aside(a mem.Phys) (at mem.Phys, together uint64, err error) {
+	const smallest = 4096
+	at, together, err = n.road.Translate(a)
+	return at, min(together, smallest-uint64(a)%smallest), err
+}
+
+// ToParent follows a physical address of a nested machine into its parent.
+// aside says that the second stage has a hole there and the second road led on.
+func (m *Machine) ToParent(a mem.Phys) (parent mem.Phys, contiguous uint64, aside bool, err error) {
+	parent, contiguous, err = m.Second.Space.Translate(uint64(a))
+	if n, ok := m.Phys.(*NestedMemory); err != nil && ok && n.road != nil {
+		if at, together, off := n.aside(a); off == nil {
+			return at, together, true, nil
+		}
+	}
+	return parent, contiguous, false, err
+}
+
+// Road is the second road to m's memory, nil if it is not known.
+func (m *Machine) Road() *Road {
+	if n, ok := m.Phys.(*NestedMemory); ok {
+		return n.road
+	}
+	return nil
+}
 
 // PhysRanges implements mem.PhysRanger: what the second stage maps now, merged
 // by guest-physical address. A second stage may be filled lazily, so this is

@@ -11,28 +11,37 @@ import (
 
 // byHypervisor asks the hypervisor's own kernel, where it is understood, which
 // guests it has. It marks the candidates that are on the list, adds those that
-// were not found otherwise, and reports whether there was a list at all.
-func byHypervisor(m *machine.Machine, found map[mem.Phys]*candidate, opt Options, problem func(string, ...any)) bool {
+// were not found otherwise, and reports whether there was a list at all and the
+// second road to the memory of each guest on it.
+func byHypervisor(m *machine.Machine, found map[mem.Phys]*candidate, opt Options,
+	problem func(string, ...any)) (listed bool, roads map[uint64]*roadFacts) {
 	if opt.Kernel == nil {
-		return false
+		return false, nil
 	}
 	k := opt.Kernel(m)
 	if k == nil {
-		return false
+		return false, nil
 	}
 	vms, problems, err := k.KVMs()
 	for _, p := range problems {
 		problem("%s: %v", p.What, p.Err)
 	}
 	if err != nil {
-		return false // no KVM there, or one that is not understood
+		return false, nil // no KVM there, or one that is not understood
 	}
+	roads = make(map[uint64]*roadFacts)
 	for _, vm := range vms {
+		road, err := newRoadFacts(k, &vm)
+		if err != nil {
+			problem("page tables of the VMM of struct kvm at %#x: %v", vm.Addr, err)
+		} else {
+			roads[uint64(vm.Addr)] = road
+		}
 		for _, v := range vm.VCPUs {
 			listedCPU(m, found, vm, v)
 		}
 	}
-	return true
+	return true, roads
 }
 
 // listedCPU marks or adds the control block that a vCPU of the list runs on.

@@ -76,6 +76,7 @@ type identity struct {
 	name, parent string
 	id           uint64           // hypervisor's object, 0 if not understood
 	controls     map[mem.Phys]int // the CPUs' control blocks, with the hypervisor's numbers or -1
+	road         *roadFacts       // the second road to its memory, nil if not known
 	seen         bool             // in the search under way
 }
 
@@ -122,7 +123,7 @@ func (f *Finder) children(t *machine.Tower, m *machine.Machine, opt Options) {
 		f.remembered(m, tech, found)
 	}
 	f.recall(m, found)
-	listed := byHypervisor(m, found, opt, problem)
+	listed, roads := byHypervisor(m, found, opt, problem)
 	if opt.Scan && !listed {
 		for _, tech := range technologies[m.Arch.Name] {
 			scan(m, tech, found, problem)
@@ -135,7 +136,7 @@ func (f *Finder) children(t *machine.Tower, m *machine.Machine, opt Options) {
 		return
 	}
 	for _, g := range groups {
-		child := f.machine(m, g)
+		child := f.machine(m, g, roads)
 		t.Machines = append(t.Machines, child)
 		f.children(t, child, Options{Kernel: opt.Kernel})
 	}
@@ -289,9 +290,13 @@ func alive(m *machine.Machine, c *candidate) bool {
 	return true
 }
 
-// machine turns a group into a nested machine.
-func (f *Finder) machine(parent *machine.Machine, g []*candidate) *machine.Machine {
+// machine turns a group into a nested machine. roads are what the hypervisor said
+// in this search; without, what it said before is used.
+func (f *Finder) machine(parent *machine.Machine, g []*candidate, roads map[uint64]*roadFacts) *machine.Machine {
 	id := f.identify(parent, g)
+	if r := roads[id.id]; r != nil {
+		id.road = r
+	}
 	child := &machine.Machine{
 		Name: id.name, Level: parent.Level + 1, Parent: parent, Arch: parent.Arch,
 		ID: cmp.Or(id.id, uint64(g[0].at)),
@@ -315,7 +320,7 @@ func (f *Finder) machine(parent *machine.Machine, g []*candidate) *machine.Machi
 			child.Second = s
 		}
 	}
-	child.Phys = machine.NewNestedMemory(child.Second.Space)
+	child.Phys = machine.NewNestedMemory(child.Second.Space).WithRoad(id.road.in(parent), parent.Phys)
 	return child
 }
 

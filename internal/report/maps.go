@@ -63,7 +63,7 @@ func NewMaps(m *machine.Machine, space *paging.Space, stage int, in mem.Range, l
 func (r *Maps) split(m *machine.Machine, x paging.Mapping, limit int) {
 	for done := uint64(0); done < x.Size && !r.Cut; {
 		pa := x.Phys + mem.Phys(done)
-		parent, n, err := m.Second.Space.Translate(uint64(pa))
+		parent, n, _, err := m.ToParent(pa)
 		piece := MapRange{First: Hex(x.First + done), PA: Hex(pa), Perm: x.Perm.String()}
 		if err != nil {
 			n = 4096 - uint64(pa)%4096 // the smallest page of any second stage

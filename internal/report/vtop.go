@@ -22,7 +22,21 @@ type VTop struct {
 	FileOffset *Hex   `json:"file_offset"` // in the file behind RAM
 	Fault      string `json:"fault"`       // where and why the walk ended, or ""
 
+	// Detours are the second stages with a hole where the address was followed
+	// through the memory of the VMM instead.
+	Detours []Detour `json:"detours,omitempty"`
+
 	pages []string // size of the page at each stage, for people
+}
+
+// Detour is the second road past a hole of a second stage; see machine.Road.
+type Detour struct {
+	Stage int    `json:"stage"`
+	PA    Hex    `json:"pa"`    // that the stage does not map
+	Hole  string `json:"hole"`  // why not
+	Slot  Hex    `json:"slot"`  // where the VMM's memory slot begins, like PA
+	User  Hex    `json:"user"`  // where the VMM has PA
+	Fault string `json:"fault"` // why this road ended too, or ""
 }
 
 // Step is one table entry that was read. Stage 1 is the machine's own page
@@ -62,7 +76,9 @@ func (v *VTop) physical(m *machine.Machine, pa mem.Phys, stage int, fileOffset f
 	for ; m.Parent != nil; m, stage = m.Parent, stage+1 {
 		next, ok := v.walk(stage, m.Second.Space, m.Parent, uint64(pa))
 		if !ok {
-			return
+			if next, ok = v.detour(stage, m, pa); !ok {
+				return
+			}
 		}
 		if pa = next; v.ParentPA == nil {
 			v.ParentPA = hexPointer(uint64(pa), true)
@@ -79,6 +95,31 @@ func (v *VTop) physical(m *machine.Machine, pa mem.Phys, stage int, fileOffset f
 			v.FileOffset = hexPointer(off, true)
 		}
 	}
+}
+
+// detour follows pa, which the second stage of m does not map, through the memory
+// of m's VMM.
+func (v *VTop) detour(stage int, m *machine.Machine, pa mem.Phys) (mem.Phys, bool) {
+	road := m.Road()
+	if road == nil {
+		return 0, false
+	}
+	slot, ok := road.Slot(pa)
+	if !ok {
+		return 0, false // the VMM has no memory there: the second stage is right
+	}
+	user := slot.User + mem.Virt(pa-slot.Base)
+	d := Detour{Stage: stage, PA: Hex(pa), Hole: v.Fault, Slot: Hex(slot.Base), User: Hex(user)}
+	t, err := road.Space.Walk(uint64(user))
+	v.add(stage, road.Space.Format(), m.Parent, t.Steps)
+	if err != nil {
+		d.Fault = err.Error()
+	} else {
+		v.Fault = ""
+		v.pages = append(v.pages, fmt.Sprintf("stage %d: %s page of the VMM, instead of a hole in the second stage", stage, size(t.PageSize)))
+	}
+	v.Detours = append(v.Detours, d)
+	return t.Phys, err == nil
 }
 
 // walk adds the entries of one stage; its tables stand in the memory of in.
@@ -130,6 +171,12 @@ func (v *VTop) Text(w io.Writer) {
 	}
 	if v.PA != nil && v.VA != nil {
 		fmt.Fprintf(w, "  pa %s in %s\n", v.PA, v.Machine)
+	}
+	for _, d := range v.Detours {
+		fmt.Fprintf(w, "  %s\n  second road: pa %s is at %s in the VMM (memory slot of %s)\n", d.Hole, d.PA, d.User, d.Slot)
+		if d.Fault != "" {
+			fmt.Fprintf(w, "  second road: %s\n", d.Fault)
+		}
 	}
 	if v.ParentPA != nil {
 		fmt.Fprintf(w, "  pa %s in its parent\n", v.ParentPA)
