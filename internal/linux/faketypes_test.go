@@ -2,7 +2,6 @@ package linux
 
 import (
 	"encoding/binary"
-	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -173,13 +172,9 @@ func typeID(t testing.TB, raw []byte, name string) uint32 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := types.spec.AnyTypesByName(name)
-	if err != nil {
-		t.Fatal(fmt.Errorf("%s: %w", name, err))
+	ids := types.spec.Named(name)
+	if len(ids) == 0 {
+		t.Fatalf("no type %s", name)
 	}
-	id, err := types.spec.TypeID(all[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return uint32(id)
+	return uint32(ids[0])
 }

@@ -3,12 +3,11 @@ package linux
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 
-	"github.com/cilium/ebpf/btf"
+	"nestdbg/internal/btf"
 )
 
 // Types are the C types of a kernel or of one of its modules, from BTF. They are
@@ -17,6 +16,7 @@ type Types struct {
 	of   string // whose types these are, for messages
 	spec *btf.Spec
 	base *Types // of the kernel, for a module; else nil
+	cut  error  // why the BTF could not be read to its end, or nil
 }
 
 // Field is a member of a structure, found by its path.
@@ -53,28 +53,22 @@ type Member struct {
 // btfMax bounds the BTF that is read, bytes; that of a large kernel has 10 MB.
 const btfMax = 64 << 20
 
-// parseTypes parses raw BTF; base is the kernel's for a module's split BTF, else nil.
-// The parser is a library that is fuzzed, but these bytes are hostile: a panic in
-// it is an error here.
-func parseTypes(of string, raw []byte, base *Types) (t *Types, err error) {
-	defer guard(of, &err)
-	t = &Types{of: of, base: base}
-	if base == nil {
-		t.spec, err = btf.LoadSpecFromReader(bytes.NewReader(raw))
-	} else {
-		t.spec, err = btf.LoadSplitSpecFromReader(bytes.NewReader(raw), base.spec)
+// parseTypes reads raw BTF, which must not change from then on; base is the kernel's
+// for a module's split BTF, else nil. BTF that ends early, as with a kind of type
+// that is newer than this program, has the types up to there.
+func parseTypes(of string, raw []byte, base *Types) (*Types, error) {
+	t := &Types{of: of, base: base}
+	var on *btf.Spec
+	if base != nil {
+		if base.cut != nil {
+			return nil, fmt.Errorf("types of %s: those of %s, which they continue: %w", of, base.of, base.cut)
+		}
+		on = base.spec
 	}
-	if err != nil {
-		return nil, fmt.Errorf("types of %s: %w: %w", of, err, ErrCorrupt)
+	if t.spec, t.cut = btf.Parse(raw, on); t.spec == nil {
+		return nil, fmt.Errorf("types of %s: %w: %w", of, t.cut, ErrCorrupt)
 	}
 	return t, nil
-}
-
-// guard turns a panic of the BTF library into an error.
-func guard(of string, err *error) {
-	if r := recover(); r != nil {
-		*err = fmt.Errorf("types of %s: %v: %w", of, r, ErrCorrupt)
-	}
 }
 
 // Offset returns where a member is and its size, both in bytes. The path is
@@ -91,16 +85,16 @@ func (t *Types) Offset(structName, path string) (offset, size uint32, err error)
 
 // Field finds a member like Offset, bit fields too. If several structures have
 // the name, those that have the member must agree about it.
-func (t *Types) Field(structName, path string) (f Field, err error) {
-	defer guard(t.of, &err)
+func (t *Types) Field(structName, path string) (Field, error) {
 	named, err := t.named(structName)
 	if err != nil {
 		return Field{}, err
 	}
+	var f Field
 	found := false
 	firstErr := error(nil)
-	for _, typ := range named {
-		got, err := walkPath(typ, path)
+	for _, id := range named {
+		got, err := t.walkPath(id, path)
 		switch {
 		case err != nil && firstErr == nil:
 			firstErr = err
@@ -118,85 +112,79 @@ func (t *Types) Field(structName, path string) (f Field, err error) {
 }
 
 // SizeOf is the size in bytes of a structure, union or other named type.
-func (t *Types) SizeOf(name string) (size uint32, err error) {
-	defer guard(t.of, &err)
+func (t *Types) SizeOf(name string) (uint32, error) {
 	named, err := t.named(name)
 	if err != nil {
 		return 0, err
 	}
-	n, err := btf.Sizeof(named[0])
-	if err != nil || n < 0 || int64(n) > int64(^uint32(0)) {
+	n, err := t.spec.Size(named[0])
+	if err != nil || n > uint64(^uint32(0)) {
 		return 0, fmt.Errorf("size of %s: %w", name, ErrCorrupt)
 	}
 	return uint32(n), nil
 }
 
 // Struct describes a structure or union.
-func (t *Types) Struct(name string) (s Struct, err error) {
-	defer guard(t.of, &err)
+func (t *Types) Struct(name string) (Struct, error) {
 	named, err := t.named(name)
 	if err != nil {
 		return Struct{}, err
 	}
-	for _, typ := range named {
-		size, members, ok := composite(typ)
+	for _, id := range named {
+		_, typ, ok := t.composite(id)
 		if !ok {
 			continue
 		}
-		_, s.Union = btf.As[*btf.Union](typ)
-		s.Name, s.Size = name, size
-		for i := range members {
-			f, err := fieldOf(&members[i], 0)
+		s := Struct{Name: name, Size: typ.Ref, Union: typ.Kind == btf.Union}
+		for i := range typ.Count {
+			m := t.spec.Member(&typ, i)
+			f, err := t.fieldOf(m, 0)
 			if err != nil {
-				return Struct{}, fmt.Errorf("%s.%s: %w", name, members[i].Name, err)
+				return Struct{}, fmt.Errorf("%s.%s: %w", name, t.spec.Text(m.Name), err)
 			}
-			s.Members = append(s.Members, Member{members[i].Name, f})
+			s.Members = append(s.Members, Member{string(t.spec.Text(m.Name)), f})
 		}
 		return s, nil
 	}
 	return Struct{}, fmt.Errorf("%s is not a structure: %w", name, ErrNotFound)
 }
 
-// named returns the types with exactly this name; those that are only declared
-// do not count. A module's BTF has what the kernel's has not.
-func (t *Types) named(name string) ([]btf.Type, error) {
-	all, err := t.spec.AnyTypesByName(name)
-	if err != nil && !errors.Is(err, btf.ErrNotFound) {
-		return nil, fmt.Errorf("type %s of %s: %w: %w", name, t.of, err, ErrCorrupt)
+// StructID is the number of a structure in the BTF that these types came from.
+func (t *Types) StructID(name string) (btf.ID, error) {
+	named, err := t.named(name)
+	if err != nil {
+		return 0, err
 	}
-	var out []btf.Type
-	for _, typ := range all {
-		switch typ.(type) {
-		case *btf.Fwd, *btf.Func, *btf.Var, *btf.Datasec:
-			continue
-		}
-		if typ.TypeName() == name {
-			out = append(out, typ)
-		}
-	}
-	if len(out) == 0 && t.base != nil {
-		return t.base.named(name)
-	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("type %s in types of %s: %w", name, t.of, ErrNotFound)
-	}
-	return out, nil
+	return named[0], nil
 }
 
-// composite returns size and members of a structure or union, behind typedefs
-// and qualifiers.
-func composite(typ btf.Type) (size uint32, members []btf.Member, ok bool) {
-	switch v := btf.UnderlyingType(typ).(type) {
-	case *btf.Struct:
-		return v.Size, v.Members, true
-	case *btf.Union:
-		return v.Size, v.Members, true
+// sameNameMax bounds the types of one name; Linux 6.1 has at most a dozen.
+const sameNameMax = 1000
+
+// named returns the types with exactly this name; those that are only declared
+// do not count. A module's BTF has what the kernel's has not.
+func (t *Types) named(name string) ([]btf.ID, error) {
+	switch ids := t.spec.Named(name); {
+	case len(ids) > sameNameMax:
+		return nil, fmt.Errorf("%d types %s in types of %s: %w", len(ids), name, t.of, ErrCorrupt)
+	case len(ids) > 0:
+		return ids, nil
+	case t.base != nil:
+		return t.base.named(name)
+	case t.cut != nil:
+		return nil, fmt.Errorf("type %s in types of %s, which could not all be read (%w): %w", name, t.of, t.cut, ErrNotFound)
 	}
-	return 0, nil, false
+	return nil, fmt.Errorf("type %s in types of %s: %w", name, t.of, ErrNotFound)
+}
+
+// composite returns a structure or union behind typedefs and qualifiers.
+func (t *Types) composite(id btf.ID) (btf.ID, btf.Type, bool) {
+	id, typ, err := t.spec.Underlying(id)
+	return id, typ, err == nil && typ.IsComposite()
 }
 
 // walkPath follows a path from a structure.
-func walkPath(typ btf.Type, path string) (Field, error) {
+func (t *Types) walkPath(id btf.ID, path string) (Field, error) {
 	var f Field
 	base := uint32(0)
 	for step := range strings.SplitSeq(path, ".") {
@@ -204,16 +192,16 @@ func walkPath(typ btf.Type, path string) (Field, error) {
 		if err != nil {
 			return Field{}, err
 		}
-		m, off, ok := findMember(typ, name, map[btf.Type]bool{})
+		m, off, ok := t.findMember(id, name, map[btf.ID]bool{}, 0)
 		if !ok {
 			return Field{}, fmt.Errorf("no member %s: %w", step, ErrNotFound)
 		}
-		if f, err = fieldOf(m, base+off); err != nil {
+		if f, err = t.fieldOf(m, base+off); err != nil {
 			return Field{}, fmt.Errorf("member %s: %w", step, err)
 		}
-		typ = m.Type
+		id = m.Type
 		if indexed {
-			if f, typ, err = element(f, typ, index); err != nil {
+			if f, id, err = t.element(f, id, index); err != nil {
 				return Field{}, fmt.Errorf("member %s: %w", step, err)
 			}
 		}
@@ -236,75 +224,79 @@ func cutIndex(step string) (name string, index uint32, indexed bool, err error) 
 }
 
 // element is one element of the array f. A flexible array has any.
-func element(f Field, typ btf.Type, index uint32) (Field, btf.Type, error) {
-	array, ok := btf.As[*btf.Array](typ)
-	if !ok || (array.Nelems != 0 && index >= array.Nelems) {
-		return Field{}, nil, fmt.Errorf("no element %d: %w", index, ErrNotFound)
+func (t *Types) element(f Field, id btf.ID, index uint32) (Field, btf.ID, error) {
+	_, array, err := t.spec.Underlying(id)
+	if err != nil || array.Kind != btf.Array || f.Count != 0 && index >= f.Count {
+		return Field{}, 0, fmt.Errorf("no element %d: %w", index, ErrNotFound)
 	}
 	at := uint64(f.Offset) + uint64(index)*uint64(f.Stride)
 	if at > uint64(^uint32(0)) {
-		return Field{}, nil, fmt.Errorf("element %d: %w", index, ErrCorrupt)
+		return Field{}, 0, fmt.Errorf("element %d: %w", index, ErrCorrupt)
 	}
-	out, err := describe(array.Type)
+	id = btf.ID(array.U32(0))
+	out, err := t.describe(id)
 	out.Offset = uint32(at)
-	return out, array.Type, err
+	return out, id, err
 }
 
+// anonymousMax bounds how deep anonymous members are nested; Linux has four.
+const anonymousMax = 64
+
 // findMember finds a member by name, also in anonymous members. off is the
-// distance in bytes of what directly holds the member from the start of typ. seen
-// keeps a structure that claims to contain itself from being searched again.
-func findMember(typ btf.Type, name string, seen map[btf.Type]bool) (m *btf.Member, off uint32, ok bool) {
-	typ = btf.UnderlyingType(typ)
-	_, members, ok := composite(typ)
-	if !ok || seen[typ] || name == "" {
-		return nil, 0, false
+// distance in bytes of what directly holds the member from the start of the type.
+// seen keeps a structure from being searched twice, as one that contains itself.
+func (t *Types) findMember(id btf.ID, name string, seen map[btf.ID]bool, depth int) (m btf.Member, off uint32, ok bool) {
+	id, typ, ok := t.composite(id)
+	if !ok || seen[id] || name == "" || depth > anonymousMax {
+		return btf.Member{}, 0, false
 	}
-	seen[typ] = true
-	for i := range members {
-		if members[i].Name == name {
-			return &members[i], 0, true
+	seen[id] = true
+	for i := range typ.Count {
+		if m := t.spec.Member(&typ, i); string(t.spec.Text(m.Name)) == name {
+			return m, 0, true
 		}
 	}
-	for i := range members {
-		if members[i].Name != "" {
+	for i := range typ.Count {
+		outer := t.spec.Member(&typ, i)
+		if len(t.spec.Text(outer.Name)) > 0 {
 			continue
 		}
-		if m, off, ok := findMember(members[i].Type, name, seen); ok {
-			return m, off + members[i].Offset.Bytes(), true
+		if m, off, ok := t.findMember(outer.Type, name, seen, depth+1); ok {
+			return m, off + outer.BitOffset/8, true
 		}
 	}
-	return nil, 0, false
+	return btf.Member{}, 0, false
 }
 
 // fieldOf describes a member of something that starts at base.
-func fieldOf(m *btf.Member, base uint32) (Field, error) {
-	f, err := describe(m.Type)
-	f.Offset = base + m.Offset.Bytes()
-	if m.BitfieldSize != 0 {
+func (t *Types) fieldOf(m btf.Member, base uint32) (Field, error) {
+	f, err := t.describe(m.Type)
+	f.Offset = base + m.BitOffset/8
+	if m.BitSize != 0 {
 		// The offset of a bit field is in bits and need not be a whole byte.
-		f.Offset = base + uint32(m.Offset)/8
-		f.BitOffset, f.BitSize = uint32(m.Offset)%8, uint32(m.BitfieldSize)
+		f.BitOffset, f.BitSize = m.BitOffset%8, m.BitSize
 	}
 	return f, err
 }
 
 // describe is the size, array shape and name of a type.
-func describe(typ btf.Type) (Field, error) {
-	f := Field{Type: typeName(typ, 0)}
-	n, err := btf.Sizeof(typ)
+func (t *Types) describe(id btf.ID) (Field, error) {
+	f := Field{Type: t.typeName(id, 0)}
+	_, typ, err := t.spec.Underlying(id)
+	if err == nil && typ.Kind == btf.FuncProto {
+		return f, nil
+	}
+	n, err := t.spec.Size(id)
 	if err != nil {
-		if _, isFunc := btf.As[*btf.FuncProto](typ); isFunc {
-			return f, nil
-		}
 		return f, fmt.Errorf("size of %s: %w: %w", f.Type, err, ErrCorrupt)
 	}
-	if n < 0 || int64(n) > int64(^uint32(0)) {
+	if n > uint64(^uint32(0)) {
 		return f, fmt.Errorf("size of %s is %d: %w", f.Type, n, ErrCorrupt)
 	}
 	f.Size = uint32(n)
-	if array, ok := btf.As[*btf.Array](typ); ok {
-		f.Count = array.Nelems
-		if stride, err := btf.Sizeof(array.Type); err == nil && stride >= 0 {
+	if typ.Kind == btf.Array {
+		f.Count = typ.U32(8)
+		if stride, err := t.spec.Size(btf.ID(typ.U32(0))); err == nil && stride <= uint64(^uint32(0)) {
 			f.Stride = uint32(stride)
 		}
 	}
@@ -315,40 +307,43 @@ func describe(typ btf.Type) (Field, error) {
 const typeNameDepth = 16
 
 // typeName renders a type as in a C declaration without the name.
-func typeName(typ btf.Type, depth int) string {
-	if depth > typeNameDepth {
+func (t *Types) typeName(id btf.ID, depth int) string {
+	typ, ok := t.spec.Type(id)
+	if !ok || depth > typeNameDepth {
 		return "..."
 	}
-	switch v := typ.(type) {
-	case *btf.Pointer:
-		if _, ok := v.Target.(*btf.FuncProto); ok {
+	to, name := btf.ID(typ.Ref), string(t.spec.Text(typ.Name))
+	switch typ.Kind {
+	case btf.Void:
+		return "void"
+	case btf.Ptr:
+		if target, ok := t.spec.Type(to); ok && target.Kind == btf.FuncProto {
 			return "func *"
 		}
-		return typeName(v.Target, depth+1) + " *"
-	case *btf.Array:
-		return typeName(v.Type, depth+1) + fmt.Sprintf("[%d]", v.Nelems)
-	case *btf.Const:
-		return "const " + typeName(v.Type, depth+1)
-	case *btf.Volatile:
-		return "volatile " + typeName(v.Type, depth+1)
-	case *btf.Restrict:
-		return typeName(v.Type, depth+1)
-	case *btf.TypeTag:
-		return typeName(v.Type, depth+1)
-	case *btf.Struct:
-		return strings.TrimSpace("struct " + v.Name)
-	case *btf.Union:
-		return strings.TrimSpace("union " + v.Name)
-	case *btf.Enum:
-		return strings.TrimSpace("enum " + v.Name)
-	case *btf.Fwd:
-		return v.Kind.String() + " " + v.Name
-	case *btf.FuncProto:
+		return t.typeName(to, depth+1) + " *"
+	case btf.Array:
+		return t.typeName(btf.ID(typ.U32(0)), depth+1) + fmt.Sprintf("[%d]", typ.U32(8))
+	case btf.Const:
+		return "const " + t.typeName(to, depth+1)
+	case btf.Volatile:
+		return "volatile " + t.typeName(to, depth+1)
+	case btf.Restrict, btf.TypeTag:
+		return t.typeName(to, depth+1)
+	case btf.Struct:
+		return strings.TrimSpace("struct " + name)
+	case btf.Union:
+		return strings.TrimSpace("union " + name)
+	case btf.Enum, btf.Enum64:
+		return strings.TrimSpace("enum " + name)
+	case btf.Fwd:
+		if typ.Flag {
+			return "union " + name
+		}
+		return "struct " + name
+	case btf.FuncProto:
 		return "func"
-	case *btf.Void:
-		return "void"
 	}
-	return typ.TypeName()
+	return name
 }
 
 // btfHeader is how BTF of the kernel itself starts: magic, version 1, no flags,

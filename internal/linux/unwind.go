@@ -2,8 +2,6 @@ package linux
 
 import (
 	"fmt"
-
-	"github.com/cilium/ebpf/btf"
 	"sync"
 
 	"nestdbg/internal/mem"
@@ -121,14 +119,4 @@ func (k *Kernel) RawBTF() ([]byte, error) {
 		return nil, fmt.Errorf("types of %s: %w", k.Release, err)
 	}
 	return raw, nil
-}
-
-// StructID is the number of a structure in the BTF that these types came from.
-func (t *Types) StructID(name string) (id btf.TypeID, err error) {
-	defer guard(t.of, &err)
-	named, err := t.named(name)
-	if err != nil {
-		return 0, err
-	}
-	return t.spec.TypeID(named[0])
 }

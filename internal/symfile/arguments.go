@@ -3,6 +3,7 @@ package symfile
 import (
 	"bytes"
 
+	"nestdbg/internal/btf"
 	"nestdbg/internal/mem"
 )
 
@@ -17,15 +18,15 @@ var argumentRegisters = [...]uint8{dwarfRDI, dwarfRSI, dwarfRDX, dwarfRCX, dwarf
 // memory takes the first one for itself, so then there are no arguments at all.
 func (d *describer) arguments(r *record) int {
 	const maxInRegisters = 16 // bytes of a result
-	if d.sizeByID(r.ref) > maxInRegisters {
+	if d.sizeByID(r.Ref) > maxInRegisters {
 		return 0
 	}
-	for k := range min(r.count, len(argumentRegisters)) {
-		if !d.isScalar(r.u32(8*k + 4)) {
+	for k := range min(r.Count, len(argumentRegisters)) {
+		if !d.isScalar(r.U32(8*k + 4)) {
 			return k
 		}
 	}
-	return min(r.count, len(argumentRegisters))
+	return min(r.Count, len(argumentRegisters))
 }
 
 // isScalar reports whether a type fits into one general register.
@@ -36,13 +37,13 @@ func (d *describer) isScalar(id uint32) bool {
 			return false
 		}
 		r := s.record(i)
-		switch r.kind {
-		case kindInt, kindEnum, kindEnum64:
-			return r.ref <= pointerSize
-		case kindPtr:
+		switch r.Kind {
+		case btf.Int, btf.Enum, btf.Enum64:
+			return r.Ref <= pointerSize
+		case btf.Ptr:
 			return true
-		case kindTypedef, kindVolatile, kindConst, kindRestrict:
-			id = r.ref
+		case btf.Typedef, btf.Volatile, btf.Const, btf.Restrict:
+			id = r.Ref
 		default:
 			return false
 		}

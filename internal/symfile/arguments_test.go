@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"testing"
 
+	"nestdbg/internal/btf"
 	"nestdbg/internal/mem"
 )
 
@@ -18,25 +19,25 @@ func TestArguments(t *testing.T) {
 		var b rawBTF
 		id := map[rune]uint32{
 			'v': 0,
-			'i': b.add("int", kindInt, 0, 4, 1<<24|32),
-			'w': b.add("__int128", kindInt, 0, 16, 1<<24|128),
-			's': b.add("s", kindStruct, 1, 8, b.name("m"), 1, 0),
-			'b': b.add("b", kindStruct, 0, 24),
-			'x': b.add("float", kindFloat, 0, 4),
+			'i': b.add("int", btf.Int, 0, 4, 1<<24|32),
+			'w': b.add("__int128", btf.Int, 0, 16, 1<<24|128),
+			's': b.add("s", btf.Struct, 1, 8, b.name("m"), 1, 0),
+			'b': b.add("b", btf.Struct, 0, 24),
+			'x': b.add("float", btf.Float, 0, 4),
 		}
-		id['p'] = b.add("t", kindTypedef, 0, b.add("", kindConst, 0, b.add("", kindPtr, 0, 1)))
+		id['p'] = b.add("t", btf.Typedef, 0, b.add("", btf.Const, 0, b.add("", btf.Ptr, 0, 1)))
 		var parameters []uint32
 		for _, c := range proto[1:] {
 			parameters = append(parameters, b.name("a"), id[c])
 		}
-		b.add("", kindFuncProto, uint32(len(proto)-1), id[rune(proto[0])], parameters...)
+		b.add("", btf.FuncProto, uint32(len(proto)-1), id[rune(proto[0])], parameters...)
 		table, err := parseBTF(b.bytes(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		d := describer{types: types{own: table}, notes: &notes{}}
 		d.check(d.notes)
-		r := table.record(len(table.offset) - 1)
+		r := table.record(table.Len() - 1)
 		if got := d.arguments(&r); got != want {
 			t.Errorf("%s: %d arguments, want %d", proto, got, want)
 		}

@@ -1,6 +1,10 @@
 package symfile
 
-import "math/bits"
+import (
+	"math/bits"
+
+	"nestdbg/internal/btf"
+)
 
 // types is the id space of one unit: its own types, and those they continue.
 type types struct {
@@ -15,7 +19,7 @@ func (t *types) at(id uint32) (s *table, index int) {
 	} else {
 		s = t.own
 	}
-	if id < s.firstID || id-s.firstID >= uint32(len(s.offset)) {
+	if id < s.firstID || id-s.firstID >= uint32(s.Len()) {
 		return nil, -1
 	}
 	return s, int(id - s.firstID)
@@ -37,26 +41,26 @@ const maxDepth = 100
 
 // edge returns the i-th reference that a type has in a graph.
 func (r *record) edge(g graph, i int) (id uint32, ok bool) {
-	switch r.kind {
-	case kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
-		return r.ref, i == 0
-	case kindPtr:
-		return r.ref, i == 0 && g == byChain
-	case kindArray:
-		return r.u32(0), i == 0
-	case kindFuncProto:
+	switch r.Kind {
+	case btf.Typedef, btf.Volatile, btf.Const, btf.Restrict, btf.TypeTag:
+		return r.Ref, i == 0
+	case btf.Ptr:
+		return r.Ref, i == 0 && g == byChain
+	case btf.Array:
+		return r.U32(0), i == 0
+	case btf.FuncProto:
 		switch {
-		case g == byValue || i > r.count:
+		case g == byValue || i > r.Count:
 			return 0, false
-		case i == r.count:
-			return r.ref, true
+		case i == r.Count:
+			return r.Ref, true
 		}
-		return r.u32(8*i + 4), true
-	case kindStruct, kindUnion:
-		if g == byChain || i >= r.count {
+		return r.U32(8*i + 4), true
+	case btf.Struct, btf.Union:
+		if g == byChain || i >= r.Count {
 			return 0, false
 		}
-		return r.u32(12*i + 4), true
+		return r.U32(12*i + 4), true
 	}
 	return 0, false
 }
@@ -65,9 +69,9 @@ func (r *record) edge(g graph, i int) (id uint32, ok bool) {
 // towers are cut, and types that make no sense are unusable. It computes the
 // size of every type. The types of base must have been checked.
 func (t *types) check(n *notes) {
-	for i := range t.own.offset {
+	for i := range t.own.Len() {
 		if r := t.own.record(i); !isSound(&r) {
-			n.add("BTF kind %d with %d bytes: not described", r.kind, r.ref)
+			n.add("BTF kind %d with %d bytes: not described", r.Kind, r.Ref)
 			t.own.state[i] |= unusable
 		}
 	}
@@ -76,7 +80,7 @@ func (t *types) check(n *notes) {
 			t.own.state[i] &^= visited
 		}
 		s := search{types: t, graph: g, notes: n}
-		for i := range t.own.offset {
+		for i := range t.own.Len() {
 			s.from(i)
 		}
 	}
@@ -109,7 +113,7 @@ func (s *search) from(index int) {
 		if i < 0 {
 			continue
 		}
-		if k := to.record(i).kind; k == kindFuncProto {
+		if k := to.record(i).Kind; k == btf.FuncProto {
 			to.state[i] |= referenced
 		}
 		switch {
@@ -164,13 +168,13 @@ func (s *search) cut(index int, why string) {
 // isSound tells whether a type can be described by itself.
 func isSound(r *record) bool {
 	ok := true
-	switch r.kind {
-	case kindInt:
-		ok = r.ref <= 16 && bits.OnesCount32(r.ref) == 1
-	case kindEnum, kindEnum64:
-		ok = r.ref <= 8 && bits.OnesCount32(r.ref) == 1
-	case kindFloat:
-		ok = r.ref == 2 || r.ref == 4 || r.ref == 8 || r.ref == 10 || r.ref == 12 || r.ref == 16
+	switch r.Kind {
+	case btf.Int:
+		ok = r.Ref <= 16 && bits.OnesCount32(r.Ref) == 1
+	case btf.Enum, btf.Enum64:
+		ok = r.Ref <= 8 && bits.OnesCount32(r.Ref) == 1
+	case btf.Float:
+		ok = r.Ref == 2 || r.Ref == 4 || r.Ref == 8 || r.Ref == 10 || r.Ref == 12 || r.Ref == 16
 	}
 	return ok
 }
@@ -181,20 +185,20 @@ const maxSize = 1 << 60
 // sizeOf computes the size of a type in bytes from those of its parts, which
 // must have been visited.
 func (t *types) sizeOf(r *record, isCut bool) uint64 {
-	switch r.kind {
-	case kindInt, kindEnum, kindEnum64, kindFloat, kindStruct, kindUnion:
-		return uint64(r.ref)
-	case kindPtr:
+	switch r.Kind {
+	case btf.Int, btf.Enum, btf.Enum64, btf.Float, btf.Struct, btf.Union:
+		return uint64(r.Ref)
+	case btf.Ptr:
 		return pointerSize
 	}
 	if isCut {
 		return 0
 	}
-	switch r.kind {
-	case kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
-		return t.sizeByID(r.ref)
-	case kindArray:
-		hi, size := bits.Mul64(t.sizeByID(r.u32(0)), uint64(r.u32(8)))
+	switch r.Kind {
+	case btf.Typedef, btf.Volatile, btf.Const, btf.Restrict, btf.TypeTag:
+		return t.sizeByID(r.Ref)
+	case btf.Array:
+		hi, size := bits.Mul64(t.sizeByID(r.U32(0)), uint64(r.U32(8)))
 		if hi != 0 || size > maxSize {
 			return maxSize
 		}
@@ -220,14 +224,14 @@ func (t *types) target(id uint32) (s *table, index int) {
 			break
 		}
 		r := s.record(index)
-		switch r.kind {
-		case kindTypeTag:
+		switch r.Kind {
+		case btf.TypeTag:
 			if s.state[index]&cut != 0 {
 				return nil, -1
 			}
-			id = r.ref
+			id = r.Ref
 			continue
-		case kindFunc, kindVar, kindDatasec, kindDeclTag:
+		case btf.Func, btf.Var, btf.Datasec, btf.DeclTag:
 			return nil, -1
 		}
 		return s, index

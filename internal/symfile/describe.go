@@ -1,8 +1,7 @@
 package symfile
 
 import (
-	"bytes"
-
+	"nestdbg/internal/btf"
 	"nestdbg/internal/mem"
 )
 
@@ -81,19 +80,6 @@ func (t *types) strings(offset uint32) (*table, uint32) {
 	return t.own, offset - t.own.firstName
 }
 
-// text returns a name of BTF, unchanged; nil if there is none.
-func (t *types) text(offset uint32) []byte {
-	s, at := t.strings(offset)
-	if uint64(at) >= uint64(len(s.strings)) {
-		return nil
-	}
-	b := s.strings[at:]
-	if end := bytes.IndexByte(b, 0); end >= 0 {
-		b = b[:end]
-	}
-	return b
-}
-
 // name turns a string offset of BTF into one of .debug_str; ok is false for no name.
 func (d *describer) name(offset uint32) (str uint32, ok bool) {
 	t, at := d.strings(offset)
@@ -105,7 +91,7 @@ func (d *describer) name(offset uint32) (str uint32, ok bool) {
 	}
 	str, ok = t.interned[at]
 	if !ok {
-		str = d.intern(string(d.text(offset)))
+		str = d.intern(string(d.own.Text(offset)))
 		t.interned[at] = str
 	}
 	return str, true
@@ -135,7 +121,7 @@ func (d *describer) copyStrings(b []byte) {
 
 // describeTypes describes all types of a table, except those that nothing needs.
 func (d *describer) describeTypes(s *table) {
-	for i := range s.offset {
+	for i := range s.Len() {
 		if s.isDescribed(i) {
 			s.die[i] = uint32(d.info.len())
 			d.describe(s, i)
@@ -149,51 +135,51 @@ func (s *table) isDescribed(i int) bool {
 	if st&unusable != 0 || s.isPartial && st&(named|needed) == 0 {
 		return false
 	}
-	switch r := s.record(i); r.kind {
-	case kindFunc, kindVar, kindDatasec, kindDeclTag, kindTypeTag:
+	switch r := s.record(i); r.Kind {
+	case btf.Func, btf.Var, btf.Datasec, btf.DeclTag, btf.TypeTag:
 		return false
-	case kindFuncProto:
+	case btf.FuncProto:
 		return st&referenced != 0 // a function's own is part of the function
 	}
 	return true
 }
 
 // modifier is the shape of a type that consists of a reference and perhaps a name.
-var modifier = [kindCount]shape{
-	kindPtr:      shapePointer,
-	kindTypedef:  shapeTypedef,
-	kindVolatile: shapeVolatile,
-	kindConst:    shapeConst,
-	kindRestrict: shapeRestrict,
+var modifier = [btf.KindCount]shape{
+	btf.Ptr:      shapePointer,
+	btf.Typedef:  shapeTypedef,
+	btf.Volatile: shapeVolatile,
+	btf.Const:    shapeConst,
+	btf.Restrict: shapeRestrict,
 }
 
 // describe writes the entry of one type.
 func (d *describer) describe(s *table, i int) {
 	r, isCut := s.record(i), s.state[i]&cut != 0
-	switch r.kind {
-	case kindInt, kindFloat:
-		d.open(shapeBase, 0, r.name)
-		d.info.bytes(uint8(r.ref), r.encoding())
-	case kindPtr, kindTypedef, kindVolatile, kindConst, kindRestrict:
+	switch r.Kind {
+	case btf.Int, btf.Float:
+		d.open(shapeBase, 0, r.Name)
+		d.info.bytes(uint8(r.Ref), r.encoding())
+	case btf.Ptr, btf.Typedef, btf.Volatile, btf.Const, btf.Restrict:
 		if isCut {
-			r.ref = 0
+			r.Ref = 0
 		}
-		d.open(modifier[r.kind], r.ref, r.name)
-	case kindArray:
+		d.open(modifier[r.Kind], r.Ref, r.Name)
+	case btf.Array:
 		d.array(&r, isCut)
-	case kindFwd:
-		if r.flag {
-			d.open(shapeUnionDeclaration, 0, r.name)
+	case btf.Fwd:
+		if r.Flag {
+			d.open(shapeUnionDeclaration, 0, r.Name)
 		} else {
-			d.open(shapeStructDeclaration, 0, r.name)
+			d.open(shapeStructDeclaration, 0, r.Name)
 		}
-	case kindStruct, kindUnion:
+	case btf.Struct, btf.Union:
 		d.composite(s, i, &r)
-	case kindEnum, kindEnum64:
+	case btf.Enum, btf.Enum64:
 		d.enum(s, &r)
-	case kindFuncProto:
+	case btf.FuncProto:
 		r.prune(s.state[i])
-		d.open(shapePrototype, r.ref, 0)
+		d.open(shapePrototype, r.Ref, 0)
 		d.parameters(&r, nil, nil)
 	}
 }
@@ -201,17 +187,17 @@ func (d *describer) describe(s *table, i int) {
 // encoding is the DW_ATE of a number. BTF as pahole writes it calls a char an
 // integer of one byte, but to gdb and to C it is a character.
 func (r *record) encoding() uint8 {
-	if r.kind == kindFloat {
+	if r.Kind == btf.Float {
 		return encFloat
 	}
 	const signed, boolean = 1, 4 // BTF_INT_SIGNED, BTF_INT_BOOL
-	bits := r.u32(0) >> 24 & 0xf
+	bits := r.U32(0) >> 24 & 0xf
 	switch {
 	case bits&boolean != 0:
 		return encBoolean
-	case r.ref == 1 && bits&signed != 0:
+	case r.Ref == 1 && bits&signed != 0:
 		return encSignedChar
-	case r.ref == 1:
+	case r.Ref == 1:
 		return encUnsignedChar
 	case bits&signed != 0:
 		return encSigned
@@ -223,7 +209,7 @@ func (r *record) encoding() uint8 {
 // flexible array: BTF cannot tell it from one of length zero, and that is rarer (in
 // Linux 6.1 one structure of 200 has one).
 func (d *describer) array(r *record, isCut bool) {
-	typ, count := r.u32(0), r.u32(8)
+	typ, count := r.U32(0), r.U32(8)
 	if isCut {
 		typ = 0
 	}
@@ -240,17 +226,17 @@ func (d *describer) array(r *record, isCut bool) {
 // composite describes a structure or union, or only declares it.
 func (d *describer) composite(s *table, i int, r *record) {
 	whole, declaration := shapeStruct, shapeStructDeclaration
-	if r.kind == kindUnion {
+	if r.Kind == btf.Union {
 		whole, declaration = shapeUnion, shapeUnionDeclaration
 	}
 	if s.isPartial && s.state[i]&needed == 0 {
-		d.open(declaration, 0, r.name)
+		d.open(declaration, 0, r.Name)
 		return
 	}
-	d.open(whole, 0, r.name)
-	d.info.uleb(uint64(r.ref))
+	d.open(whole, 0, r.Name)
+	d.info.uleb(uint64(r.Ref))
 	if s.state[i]&cut == 0 {
-		for k := range r.count {
+		for k := range r.Count {
 			d.member(r, k)
 		}
 	}
@@ -259,63 +245,41 @@ func (d *describer) composite(s *table, i int, r *record) {
 
 // member describes one member, if it lies within the composite.
 func (d *describer) member(r *record, k int) {
-	m := r.member(k)
-	if !r.flag {
-		d.legacyBitField(&m)
-	}
-	width := uint64(m.bitLen)
+	m := d.own.Member(&r.Type, k)
+	typ := uint32(m.Type)
+	width := uint64(m.BitSize)
 	if width == 0 {
-		width = 8 * d.sizeByID(m.typ)
+		width = 8 * d.sizeByID(typ)
 	}
-	inType := m.bitLen == 0 || width <= 8*d.sizeByID(m.typ)
-	if !inType || uint64(m.bitOffset)+width > 8*uint64(r.ref) {
+	inType := m.BitSize == 0 || width <= 8*d.sizeByID(typ)
+	if !inType || uint64(m.BitOffset)+width > 8*uint64(r.Ref) {
 		d.notes.add("member %q of a structure of %d bytes has %d bits at bit %d: left out",
-			cleanName(string(d.text(m.name))), r.ref, width, m.bitOffset)
+			cleanName(string(d.own.Text(m.Name))), r.Ref, width, m.BitOffset)
 		return
 	}
-	if m.bitLen == 0 && m.bitOffset%8 == 0 {
-		d.open(shapeMember, m.typ, m.name)
-		d.info.uleb(uint64(m.bitOffset / 8))
+	if m.BitSize == 0 && m.BitOffset%8 == 0 {
+		d.open(shapeMember, typ, m.Name)
+		d.info.uleb(uint64(m.BitOffset / 8))
 		return
 	}
-	d.open(shapeBitField, m.typ, m.name)
+	d.open(shapeBitField, typ, m.Name)
 	d.info.uleb(width)
-	d.info.uleb(uint64(m.bitOffset))
-}
-
-// legacyBitField completes a member of a structure without kind_flag: its
-// integer type may be narrower than its size.
-func (d *describer) legacyBitField(m *member) {
-	s, i := d.target(m.typ)
-	for depth := 0; i >= 0 && depth < maxDepth; depth++ {
-		r := s.record(i)
-		switch r.kind {
-		case kindTypedef, kindVolatile, kindConst, kindRestrict:
-			s, i = d.target(r.ref)
-			continue
-		case kindInt:
-			offset, width := r.u32(0)>>16&0xff, r.u32(0)&0xff
-			if offset != 0 || width != 8*r.ref {
-				m.bitOffset, m.bitLen = m.bitOffset+offset, width
-			}
-		}
-		return
-	}
+	d.info.uleb(uint64(m.BitOffset))
 }
 
 // enum describes an enumeration. Before pahole 1.24 BTF did not say whether it
 // is signed; such BTF has signed values, without a flag on any of them.
 func (d *describer) enum(s *table, r *record) {
-	d.open(shapeEnum, 0, r.name)
-	d.info.u8(uint8(r.ref))
-	isSigned := r.flag || !s.hasSigns
-	for k := range r.count {
+	d.open(shapeEnum, 0, r.Name)
+	d.info.u8(uint8(r.Ref))
+	isSigned := s.IsSigned(&r.Type)
+	for k := range r.Count {
 		var name uint32
 		var value int64
-		if r.kind == kindEnum64 { // struct btf_enum64: name, low half, high half
-			name, value = r.u32(12*k), int64(uint64(r.u32(12*k+8))<<32|uint64(r.u32(12*k+4)))
+		if r.Kind == btf.Enum64 { // struct btf_enum64: name, low half, high half
+			name, value = r.U32(12*k), int64(uint64(r.U32(12*k+8))<<32|uint64(r.U32(12*k+4)))
 		} else { // struct btf_enum: name, value
-			name, value = r.u32(8*k), int64(r.u32(8*k+4))
+			name, value = r.U32(8*k), int64(r.U32(8*k+4))
 			if isSigned {
 				value = int64(int32(value))
 			}
@@ -334,17 +298,17 @@ func (d *describer) enum(s *table, r *record) {
 // prune makes a prototype that is cut one without parameters and result.
 func (r *record) prune(s state) {
 	if s&cut != 0 {
-		r.ref, r.count = 0, 0
+		r.Ref, r.Count = 0, 0
 	}
 }
 
 // parameters describes those of a prototype and ends its list of children. Of the
 // first ones list writes a location list, one for each register.
 func (d *describer) parameters(r *record, registers []uint8, list func(reg uint8) uint32) {
-	for k := range r.count {
-		name, typ := r.u32(8*k), r.u32(8*k+4)
+	for k := range r.Count {
+		name, typ := r.U32(8*k), r.U32(8*k+4)
 		switch {
-		case k == r.count-1 && name == 0 && typ == 0: // "..."
+		case k == r.Count-1 && name == 0 && typ == 0: // "..."
 			d.open(shapeVarargs, 0, 0)
 		case k < len(registers):
 			d.open(shapeArgument, typ, name)

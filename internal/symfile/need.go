@@ -1,5 +1,7 @@
 package symfile
 
+import "nestdbg/internal/btf"
+
 // need marks what a unit requires of a base that is described in another file.
 // What a value contains is needed; what is behind a pointer is only named, so a
 // structure there becomes a declaration. Without this every module's file would
@@ -13,7 +15,7 @@ type need struct {
 // variables lead to.
 func (t *types) markNeeds(variables []Variable) {
 	n := need{types: t}
-	for i := range t.own.offset {
+	for i := range t.own.Len() {
 		r := t.own.record(i)
 		n.references(&r, needed)
 	}
@@ -31,17 +33,17 @@ func (t *types) markNeeds(variables []Variable) {
 
 // references marks what a type refers to, given how itself is marked.
 func (n *need) references(r *record, mark state) {
-	if r.isComposite() {
-		if mark&needed == 0 && r.name != 0 {
+	if r.IsComposite() {
+		if mark&needed == 0 && r.Name != 0 {
 			return // declared, without members
 		}
 		mark = needed
 	}
-	if r.kind == kindPtr {
+	if r.Kind == btf.Ptr {
 		mark = named
 	}
-	if r.kind == kindVar || r.kind == kindFunc {
-		n.mark(r.ref, needed)
+	if r.Kind == btf.Var || r.Kind == btf.Func {
+		n.mark(r.Ref, needed)
 	}
 	for _, g := range []graph{byChain, byValue} {
 		for k := 0; ; k++ {

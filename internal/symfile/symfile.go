@@ -17,9 +17,8 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/cilium/ebpf/btf"
-
 	"nestdbg/internal/arch"
+	"nestdbg/internal/btf"
 	"nestdbg/internal/mem"
 	"nestdbg/internal/orc"
 )
@@ -94,7 +93,7 @@ type Symbol struct {
 type Variable struct {
 	Name string
 	Addr uint64
-	Type btf.TypeID
+	Type btf.ID
 }
 
 // Problem is something that was left out of the file, and how often.

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cilium/ebpf/btf"
+	cilium "github.com/cilium/ebpf/btf"
 	"github.com/google/go-cmp/cmp"
 
 	"nestdbg/internal/arch"
@@ -70,19 +70,19 @@ func runGDB(t *testing.T, commands ...string) string {
 }
 
 // marshal makes raw BTF of types. It is cilium's, so it shares nothing with our reader.
-func marshal(t *testing.T, types ...btf.Type) ([]byte, map[btf.Type]btf.TypeID) {
+func marshal(t *testing.T, types ...cilium.Type) ([]byte, map[cilium.Type]cilium.TypeID) {
 	t.Helper()
-	b, err := btf.NewBuilder(nil, nil)
+	b, err := cilium.NewBuilder(nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ids := make(map[btf.Type]btf.TypeID)
+	ids := make(map[cilium.Type]cilium.TypeID)
 	for _, typ := range types {
 		if ids[typ], err = b.Add(typ); err != nil {
 			t.Fatal(err)
 		}
 	}
-	raw, err := b.Marshal(nil, &btf.MarshalOptions{Order: binary.LittleEndian})
+	raw, err := b.Marshal(nil, &cilium.MarshalOptions{Order: binary.LittleEndian})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,49 +4,50 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cilium/ebpf/btf"
+	cilium "github.com/cilium/ebpf/btf"
 	"github.com/google/go-cmp/cmp"
 
 	"nestdbg/internal/arch"
+	"nestdbg/internal/btf"
 )
 
 // someTypes has one type of every kind; the structure refers to itself and to the
 // others, so it is enough to look at it.
-func someTypes() (list []btf.Type, task *btf.Struct) {
-	char := &btf.Int{Name: "char", Size: 1, Encoding: btf.Signed}
-	integer := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
-	unsigned := &btf.Int{Name: "unsigned int", Size: 4}
-	long := &btf.Int{Name: "unsigned long", Size: 8}
-	boolean := &btf.Int{Name: "_Bool", Size: 1, Encoding: btf.Bool}
-	u8 := &btf.Typedef{Name: "u8", Type: &btf.Int{Name: "unsigned char", Size: 1}}
-	state := &btf.Enum{Name: "state", Size: 4, Signed: true,
-		Values: []btf.EnumValue{{Name: "DEAD", Value: ^uint64(0)}, {Name: "IDLE", Value: 0}}}
-	flags := &btf.Enum{Name: "flags", Size: 8,
-		Values: []btf.EnumValue{{Name: "LOW", Value: 1}, {Name: "HIGH", Value: 1 << 40}}}
-	task = &btf.Struct{Name: "task", Size: 120}
-	handler := &btf.FuncProto{Return: integer, Params: []btf.FuncParam{
-		{Name: "t", Type: &btf.Pointer{Target: task}},
-		{Name: "name", Type: &btf.Pointer{Target: &btf.Const{Type: char}}}, {Type: &btf.Void{}}}}
-	task.Members = []btf.Member{
-		{Name: "state", Type: &btf.Volatile{Type: state}},
+func someTypes() (list []cilium.Type, task *cilium.Struct) {
+	char := &cilium.Int{Name: "char", Size: 1, Encoding: cilium.Signed}
+	integer := &cilium.Int{Name: "int", Size: 4, Encoding: cilium.Signed}
+	unsigned := &cilium.Int{Name: "unsigned int", Size: 4}
+	long := &cilium.Int{Name: "unsigned long", Size: 8}
+	boolean := &cilium.Int{Name: "_Bool", Size: 1, Encoding: cilium.Bool}
+	u8 := &cilium.Typedef{Name: "u8", Type: &cilium.Int{Name: "unsigned char", Size: 1}}
+	state := &cilium.Enum{Name: "state", Size: 4, Signed: true,
+		Values: []cilium.EnumValue{{Name: "DEAD", Value: ^uint64(0)}, {Name: "IDLE", Value: 0}}}
+	flags := &cilium.Enum{Name: "flags", Size: 8,
+		Values: []cilium.EnumValue{{Name: "LOW", Value: 1}, {Name: "HIGH", Value: 1 << 40}}}
+	task = &cilium.Struct{Name: "task", Size: 120}
+	handler := &cilium.FuncProto{Return: integer, Params: []cilium.FuncParam{
+		{Name: "t", Type: &cilium.Pointer{Target: task}},
+		{Name: "name", Type: &cilium.Pointer{Target: &cilium.Const{Type: char}}}, {Type: &cilium.Void{}}}}
+	task.Members = []cilium.Member{
+		{Name: "state", Type: &cilium.Volatile{Type: state}},
 		{Name: "flags", Type: flags, Offset: 64},
-		{Name: "next", Type: &btf.Pointer{Target: task}, Offset: 128},
-		{Name: "comm", Type: &btf.Array{Index: integer, Type: char, Nelems: 16}, Offset: 192},
+		{Name: "next", Type: &cilium.Pointer{Target: task}, Offset: 128},
+		{Name: "comm", Type: &cilium.Array{Index: integer, Type: char, Nelems: 16}, Offset: 192},
 		{Name: "a", Type: unsigned, Offset: 320, BitfieldSize: 3},
 		{Name: "b", Type: unsigned, Offset: 323, BitfieldSize: 1},
 		{Name: "done", Type: boolean, Offset: 352},
-		{Type: &btf.Union{Size: 8, Members: []btf.Member{
-			{Name: "value", Type: long}, {Name: "data", Type: &btf.Pointer{Target: &btf.Void{}}}}}, Offset: 384},
-		{Name: "handler", Type: &btf.Pointer{Target: handler}, Offset: 448},
-		{Name: "mm", Type: &btf.Pointer{Target: &btf.Fwd{Name: "mm", Kind: btf.FwdStruct}}, Offset: 512},
-		{Name: "load", Type: &btf.Float{Name: "double", Size: 8}, Offset: 576},
-		{Name: "user", Type: &btf.TypeTag{Type: &btf.Pointer{Target: &btf.TypeTag{Type: u8, Value: "user"}},
+		{Type: &cilium.Union{Size: 8, Members: []cilium.Member{
+			{Name: "value", Type: long}, {Name: "data", Type: &cilium.Pointer{Target: &cilium.Void{}}}}}, Offset: 384},
+		{Name: "handler", Type: &cilium.Pointer{Target: handler}, Offset: 448},
+		{Name: "mm", Type: &cilium.Pointer{Target: &cilium.Fwd{Name: "mm", Kind: cilium.FwdStruct}}, Offset: 512},
+		{Name: "load", Type: &cilium.Float{Name: "double", Size: 8}, Offset: 576},
+		{Name: "user", Type: &cilium.TypeTag{Type: &cilium.Pointer{Target: &cilium.TypeTag{Type: u8, Value: "user"}},
 			Value: "rcu"}, Offset: 640},
-		{Name: "exact", Type: &btf.Restrict{Type: &btf.Pointer{Target: char}}, Offset: 704},
-		{Name: "where", Type: &btf.Pointer{Target: &btf.Fwd{Name: "place", Kind: btf.FwdUnion}}, Offset: 768},
-		{Name: "cell", Type: &btf.Array{Index: integer, Type: long, Nelems: 0}, Offset: 960},
+		{Name: "exact", Type: &cilium.Restrict{Type: &cilium.Pointer{Target: char}}, Offset: 704},
+		{Name: "where", Type: &cilium.Pointer{Target: &cilium.Fwd{Name: "place", Kind: cilium.FwdUnion}}, Offset: 768},
+		{Name: "cell", Type: &cilium.Array{Index: integer, Type: long, Nelems: 0}, Offset: 960},
 	}
-	return []btf.Type{task, state, flags, handler}, task
+	return []cilium.Type{task, state, flags, handler}, task
 }
 
 // taskText is the structure as gdb prints it.
@@ -76,7 +77,7 @@ func TestTypes(t *testing.T) {
 	types, task := someTypes()
 	raw, ids := marshal(t, types...)
 	f := &File{Arch: arch.X86, Sections: testSections, Units: []Unit{{Name: "kernel", BTF: raw,
-		Variables: []Variable{{Name: "init_task", Addr: 0xffffffff82000100, Type: ids[task]}}}}}
+		Variables: []Variable{{Name: "init_task", Addr: 0xffffffff82000100, Type: btf.ID(ids[task])}}}}}
 	checkEntries(t, f,
 		"unit kernel",
 		// Go's debug/dwarf writes a bit field as "offset : width @ bit offset" with
@@ -129,11 +130,11 @@ func checkGDB(t *testing.T, f *File, dialogue ...string) {
 // fields as integers of their own, enumerations without a sign.
 func TestOldBTF(t *testing.T) {
 	var b rawBTF
-	integer := b.add("int", kindInt, 0, 4, 1<<24|32)
-	three := b.add("int", kindInt, 0, 4, 1<<24|2<<16|3) // 3 bits at bit 2 of its word
-	three = b.add("small", kindTypedef, 0, three)
-	b.add("old", kindStruct, 2, 8, b.name("whole"), integer, 0, b.name("part"), three, 40)
-	b.add("sign", kindEnum, 1, 4, b.name("NEGATIVE"), 0xffffffff)
+	integer := b.add("int", btf.Int, 0, 4, 1<<24|32)
+	three := b.add("int", btf.Int, 0, 4, 1<<24|2<<16|3) // 3 bits at bit 2 of its word
+	three = b.add("small", btf.Typedef, 0, three)
+	b.add("old", btf.Struct, 2, 8, b.name("whole"), integer, 0, b.name("part"), three, 40)
+	b.add("sign", btf.Enum, 1, 4, b.name("NEGATIVE"), 0xffffffff)
 	f := &File{Arch: arch.X86, Units: []Unit{{BTF: b.bytes()}}}
 	checkEntries(t, f, "unit BTF", "typedef small int",
 		"struct old {whole int@0; part small@0 : 3@42}", "enum sign {NEGATIVE=-1}")
@@ -163,7 +164,7 @@ func (b *rawBTF) name(s string) uint32 {
 }
 
 // add appends a type and returns its id. With flag in count it has kind_flag.
-func (b *rawBTF) add(name string, k kind, count, ref uint32, data ...uint32) uint32 {
+func (b *rawBTF) add(name string, k btf.Kind, count, ref uint32, data ...uint32) uint32 {
 	b.types.u32(b.name(name))
 	b.types.u32(uint32(k)<<24 | count)
 	b.types.u32(ref)
@@ -178,9 +179,9 @@ const flag = 1 << 31
 
 func (b *rawBTF) bytes() []byte {
 	var out buffer
-	out.u16(btfMagic)
-	out.u16(btfVersion)
-	for _, v := range []int{btfHeaderSize, 0, b.types.len(), b.types.len(), b.strings.len()} {
+	out.u16(0xeb9f)
+	out.u16(1)
+	for _, v := range []int{24, 0, b.types.len(), b.types.len(), b.strings.len()} {
 		out.u32(uint32(v))
 	}
 	out.bytes(b.types.b...)

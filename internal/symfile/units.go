@@ -1,6 +1,10 @@
 package symfile
 
-import "slices"
+import (
+	"slices"
+
+	"nestdbg/internal/btf"
+)
 
 // typed is a unit and its types.
 type typed struct {
@@ -46,9 +50,9 @@ type Base struct{ table table }
 
 // NewBase reads a kernel's raw BTF, which must not change from then on. What is
 // wrong with single types is reported as by File.Write; BTF that a module's
-// cannot continue, because it cannot be read to its end, is an error.
-func NewBase(btf []byte) (*Base, []Problem, error) {
-	t, err := parseBTF(btf, nil)
+// cannot continue, because it cannot be read to its end, is an error of package btf.
+func NewBase(raw []byte) (*Base, []Problem, error) {
+	t, err := parseBTF(raw, nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -147,16 +151,16 @@ func (d *describer) functions(symbols []Symbol) {
 			f.isAmbiguous = true
 		}
 	}
-	for i := range d.own.offset {
+	for i := range d.own.Len() {
 		r := d.own.record(i)
-		if r.kind != kindFunc {
+		if r.Kind != btf.Func {
 			continue
 		}
-		f := byName[string(d.text(r.name))]
+		f := byName[string(d.own.Text(r.Name))]
 		if f == nil || f.symbol < 0 || f.isAmbiguous {
 			continue
 		}
-		d.function(r.name, f.proto, &symbols[f.symbol])
+		d.function(r.Name, f.proto, &symbols[f.symbol])
 		f.symbol = -1 // a second record of the same name adds nothing
 	}
 }
@@ -164,16 +168,16 @@ func (d *describer) functions(symbols []Symbol) {
 // prototypes collects the functions that the unit's BTF knows.
 func (d *describer) prototypes() map[string]*function {
 	byName := make(map[string]*function)
-	for i := range d.own.offset {
+	for i := range d.own.Len() {
 		r := d.own.record(i)
-		if r.kind != kindFunc {
+		if r.Kind != btf.Func {
 			continue
 		}
-		name := d.text(r.name)
+		name := d.own.Text(r.Name)
 		if f := byName[string(name)]; f != nil {
-			f.isAmbiguous = f.isAmbiguous || f.proto != r.ref
+			f.isAmbiguous = f.isAmbiguous || f.proto != r.Ref
 		} else if len(name) > 0 {
-			byName[string(name)] = &function{proto: r.ref, symbol: -1}
+			byName[string(name)] = &function{proto: r.Ref, symbol: -1}
 		}
 	}
 	return byName
@@ -194,12 +198,12 @@ func (d *describer) function(name, proto uint32, s *Symbol) {
 		size = d.places.extent(s.Addr)
 	}
 	r := t.record(i)
-	if r.kind != kindFuncProto || size == 0 || size > maxFunction {
-		d.notes.add("function %q of %#x bytes, BTF kind %d: not described", s.Name, size, r.kind)
+	if r.Kind != btf.FuncProto || size == 0 || size > maxFunction {
+		d.notes.add("function %q of %#x bytes, BTF kind %d: not described", s.Name, size, r.Kind)
 		return
 	}
 	r.prune(t.state[i])
-	d.open(shapeFunction, r.ref, name)
+	d.open(shapeFunction, r.Ref, name)
 	d.info.flag(!s.Local)
 	d.info.u64(s.Addr)
 	d.info.u32(uint32(size))
@@ -221,16 +225,16 @@ func (d *describer) variables(u *Unit) {
 		return
 	}
 	types := make(map[string]*record)
-	for i := range d.own.offset {
-		if r := d.own.record(i); r.kind == kindVar {
-			types[string(d.text(r.name))] = &r
+	for i := range d.own.Len() {
+		if r := d.own.record(i); r.Kind == btf.Var {
+			types[string(d.own.Text(r.Name))] = &r
 		}
 	}
 	for i := range u.Symbols {
 		s := &u.Symbols[i]
 		if r := types[s.Name]; r != nil && !s.Code && !known[s.Name] {
-			if str, ok := d.name(r.name); ok {
-				d.variable(str, r.ref, s.Addr, !s.Local)
+			if str, ok := d.name(r.Name); ok {
+				d.variable(str, r.Ref, s.Addr, !s.Local)
 			}
 		}
 	}

@@ -5,9 +5,10 @@ import (
 	"errors"
 	"testing"
 
-	"github.com/cilium/ebpf/btf"
+	cilium "github.com/cilium/ebpf/btf"
 
 	"nestdbg/internal/arch"
+	"nestdbg/internal/btf"
 )
 
 const text = 0xffffffff81000000
@@ -15,13 +16,13 @@ const text = 0xffffffff81000000
 // TestFunctions has one function of each fate: known, without a size, known twice
 // under one name, two prototypes, no symbol, a symbol that is data, an alias.
 func TestFunctions(t *testing.T) {
-	integer := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
-	one := &btf.FuncProto{Return: integer, Params: []btf.FuncParam{
+	integer := &cilium.Int{Name: "int", Size: 4, Encoding: cilium.Signed}
+	one := &cilium.FuncProto{Return: integer, Params: []cilium.FuncParam{
 		{Name: "fd", Type: integer}, {Type: integer}}}
-	two := &btf.FuncProto{Return: &btf.Void{}, Params: []btf.FuncParam{{Name: "fmt",
-		Type: &btf.Pointer{Target: integer}}, {Type: &btf.Void{}}}}
-	fn := func(name string, proto *btf.FuncProto) btf.Type {
-		return &btf.Func{Name: name, Type: proto, Linkage: btf.StaticFunc}
+	two := &cilium.FuncProto{Return: &cilium.Void{}, Params: []cilium.FuncParam{{Name: "fmt",
+		Type: &cilium.Pointer{Target: integer}}, {Type: &cilium.Void{}}}}
+	fn := func(name string, proto *cilium.FuncProto) cilium.Type {
+		return &cilium.Func{Name: name, Type: proto, Linkage: cilium.StaticFunc}
 	}
 	raw, _ := marshal(t, fn("close", one), fn("printk", two), fn("twice", one), fn("either", one),
 		fn("either", two), fn("inlined", one), fn("data", one), fn("alias", one), fn("alias", one))
@@ -57,12 +58,12 @@ func TestFunctions(t *testing.T) {
 
 // TestPerCPU: BTF has the types of per-CPU variables, the symbols their addresses.
 func TestPerCPU(t *testing.T) {
-	integer := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
-	rq := &btf.Struct{Name: "rq", Size: 4, Members: []btf.Member{{Name: "nr_running", Type: integer}}}
-	raw, ids := marshal(t, &btf.Var{Name: "runqueues", Type: rq}, &btf.Var{Name: "gone", Type: rq},
-		&btf.Var{Name: "known", Type: rq}, integer)
+	integer := &cilium.Int{Name: "int", Size: 4, Encoding: cilium.Signed}
+	rq := &cilium.Struct{Name: "rq", Size: 4, Members: []cilium.Member{{Name: "nr_running", Type: integer}}}
+	raw, ids := marshal(t, &cilium.Var{Name: "runqueues", Type: rq}, &cilium.Var{Name: "gone", Type: rq},
+		&cilium.Var{Name: "known", Type: rq}, integer)
 	f := &File{Arch: arch.X86, Sections: testSections, Units: []Unit{{Name: "kernel", BTF: raw,
-		Variables: []Variable{{Name: "known", Addr: 0x40, Type: ids[integer]}},
+		Variables: []Variable{{Name: "known", Addr: 0x40, Type: btf.ID(ids[integer])}},
 		Symbols: []Symbol{{Name: "runqueues", Addr: 0x100, Local: true}, {Name: "known", Addr: 0x40},
 			{Name: "gone", Addr: text, Code: true}}}}}
 	checkEntries(t, f, "unit kernel", "struct rq {nr_running int@0}",
@@ -75,22 +76,22 @@ func TestPerCPU(t *testing.T) {
 // by value, one by pointer and one not at all.
 func kernelAndModule() (kernel, module *rawBTF) {
 	k := new(rawBTF)
-	integer := k.add("int", kindInt, 0, 4, 1<<24|32)
-	list := k.add("list", kindStruct, 1, 8, k.name("next"), integer+2, 0)
-	k.add("", kindPtr, 0, list)
-	task := k.add("task", kindStruct, 1, 4, k.name("pid"), integer, 0)
-	k.add("unused", kindStruct, 1, 4, k.name("x"), integer, 0)
-	inner := k.add("", kindStruct, 1, 8, k.name("owner"), k.lastID+2, 0)
-	k.add("", kindPtr, 0, task)
-	u64 := k.add("outer", kindTypedef, 0, inner)
-	proto := k.add("", kindFuncProto, 1, integer, k.name("t"), k.lastID-1)
+	integer := k.add("int", btf.Int, 0, 4, 1<<24|32)
+	list := k.add("list", btf.Struct, 1, 8, k.name("next"), integer+2, 0)
+	k.add("", btf.Ptr, 0, list)
+	task := k.add("task", btf.Struct, 1, 4, k.name("pid"), integer, 0)
+	k.add("unused", btf.Struct, 1, 4, k.name("x"), integer, 0)
+	inner := k.add("", btf.Struct, 1, 8, k.name("owner"), k.lastID+2, 0)
+	k.add("", btf.Ptr, 0, task)
+	u64 := k.add("outer", btf.Typedef, 0, inner)
+	proto := k.add("", btf.FuncProto, 1, integer, k.name("t"), k.lastID-1)
 
 	m := k.split()
-	m.add("vcpu", kindStruct, 3, 24, m.name("list"), list, 0, m.name("outer"), u64, 64,
+	m.add("vcpu", btf.Struct, 3, 24, m.name("list"), list, 0, m.name("outer"), u64, 64,
 		m.name("kvm"), m.lastID+2, 128)
-	m.add("", kindPtr, 0, m.lastID+2)
-	m.add("kvm", kindStruct, 1, 4, k.strings.u32At(0), integer, 0) // a member without a name
-	m.add("run", kindFunc, 0, proto)
+	m.add("", btf.Ptr, 0, m.lastID+2)
+	m.add("kvm", btf.Struct, 1, 4, k.strings.u32At(0), integer, 0) // a member without a name
+	m.add("run", btf.Func, 0, proto)
 	return k, m
 }
 
@@ -175,10 +176,10 @@ func TestBase(t *testing.T) {
 		first = b
 	}
 	kernel.add("later", 25, 0, 0)
-	if _, _, err := NewBase(kernel.bytes()); !errors.Is(err, ErrUnsupported) {
+	if _, _, err := NewBase(kernel.bytes()); !errors.Is(err, btf.ErrUnsupported) {
 		t.Errorf("a kind that does not exist: %v", err)
 	}
-	if _, _, err := NewBase([]byte("?")); !errors.Is(err, ErrCorrupt) {
+	if _, _, err := NewBase([]byte("?")); !errors.Is(err, btf.ErrCorrupt) {
 		t.Errorf("no BTF: %v", err)
 	}
 }
@@ -196,11 +197,11 @@ func TestUnitsLeftOut(t *testing.T) {
 			[]string{"BTF of b continues one that is not there: left out"}},
 		{"broken kernel", File{Units: []Unit{
 			{Name: "a", BTF: kernel.bytes()[:30]}, {Name: "b", BTF: module.bytes()}}},
-			[]string{"BTF of a: types of BTF at 0x18 of 0xa8 bytes pass its end at 0x1e: corrupt input",
+			[]string{"BTF of a: corrupt BTF: types at 0x18 of 0xa8 bytes pass the end at 0x1e",
 				"BTF of b continues one that is not there: left out"}},
 		{"broken module", File{Base: base(t, kernel.bytes()),
 			Units: []Unit{{Name: "b", BTF: []byte("no BTF at all, but long enough")}}},
-			[]string{"BTF of b: BTF with magic 0x6f6e version 32: not supported in a symbol file"}},
+			[]string{"BTF of b: BTF not supported: magic 0x6f6e version 32"}},
 		{"variable", File{Units: []Unit{{Name: "a", BTF: kernel.bytes(),
 			Variables: []Variable{{Name: "x", Addr: 16, Type: 99}}}}},
 			[]string{"variable at 0x10 of type 99: not described"}},

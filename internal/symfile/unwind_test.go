@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cilium/ebpf/btf"
+	cilium "github.com/cilium/ebpf/btf"
 	"github.com/google/go-cmp/cmp"
 
 	"nestdbg/internal/arch"
@@ -82,10 +82,10 @@ func buildUnwind(t *testing.T) (program string, f *File) {
 
 // handlerTypes knows handler as int handler(int error, void *regs).
 func handlerTypes(t *testing.T) []byte {
-	integer := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
-	raw, _ := marshal(t, &btf.Func{Name: "handler", Linkage: btf.GlobalFunc, Type: &btf.FuncProto{
-		Return: integer, Params: []btf.FuncParam{{Name: "error", Type: integer},
-			{Name: "regs", Type: &btf.Pointer{Target: &btf.Void{}}}}}})
+	integer := &cilium.Int{Name: "int", Size: 4, Encoding: cilium.Signed}
+	raw, _ := marshal(t, &cilium.Func{Name: "handler", Linkage: cilium.GlobalFunc, Type: &cilium.FuncProto{
+		Return: integer, Params: []cilium.FuncParam{{Name: "error", Type: integer},
+			{Name: "regs", Type: &cilium.Pointer{Target: &cilium.Void{}}}}}})
 	return raw
 }
 
