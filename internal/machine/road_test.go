@@ -32,7 +32,7 @@ func roadWorld() (parent, vm *machine.Machine, ram *memtest.Memory) {
 	}
 	parent = &machine.Machine{Name: "l1", Level: 1, Arch: arch.X86, Phys: ram}
 	road := &machine.Road{
-		Space: paging.NewSpace("virtual memory of l1", vmm.Format, ram, vmm.Root()),
+		Space: paging.NewSpace("virtual memory of l1", paging.X86FourLevel, ram, vmm.Root()),
 		Slots: []machine.Slot{{Base: 0, Size: 0x4000, User: 0x7f0000000000}},
 	}
 	second := paging.NewSpace("second stage of vm0", paging.NPTFourLevel, ram, npt.Root())
