@@ -128,37 +128,3 @@ func variables(k *linux.Kernel, missing func(string, error)) []symfile.Variable 
 	}
 	return out
 }
-
-// Module writes what the kernel knows of one of its modules: symbols and
-// call-frame information, at run-time addresses. The file has a section for each
-// of the module's regions that is not empty.
-func Module(k *linux.Kernel, m *linux.Module, w io.Writer) (problems []string, err error) {
-	f := &symfile.File{Arch: k.Arch(), Code: k}
-	for i, r := range m.Regions {
-		if r.Size == 0 {
-			continue
-		}
-		// The first region holds the text; what else there is differs by version.
-		f.Sections = append(f.Sections, symfile.Section{
-			Name: "." + r.Name, First: uint64(r.Base), Size: r.Size, Exec: i == 0, Write: i != 0})
-	}
-	unit := symfile.Unit{Name: m.Name}
-	found, err := k.ModuleSymbols(m)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range found {
-		lower := s.Type | 0x20
-		unit.Symbols = append(unit.Symbols, symfile.Symbol{
-			Name: s.Name, Addr: s.Addr, Size: s.Size, Code: lower == 't', Local: s.Type == lower})
-	}
-	if unit.Unwind, err = k.ModuleUnwind(m); err != nil {
-		problems = append(problems, err.Error())
-	}
-	f.Units = []symfile.Unit{unit}
-	left, err := f.Write(w)
-	for _, p := range left {
-		problems = append(problems, p.String())
-	}
-	return problems, err
-}

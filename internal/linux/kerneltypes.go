@@ -60,9 +60,7 @@ const btfModulesMax = 4096
 
 // ModuleTypes are the C types a module adds, together with the kernel's. What is
 // built in is in the kernel's own types: for a module that is not loaded it is
-// ErrNotFound. struct module.btf_data points to memory that was freed after
-// loading, in every kernel so far; the copy that is kept hangs in btf_modules
-// (Linux 6.1 kernel/bpf/btf.c:btf_module_notify).
+// ErrNotFound.
 func (k *Kernel) ModuleTypes(name string) (*Types, error) {
 	core, err := k.Types()
 	if err != nil {
@@ -72,18 +70,15 @@ func (k *Kernel) ModuleTypes(name string) (*Types, error) {
 	if err != nil {
 		return nil, fmt.Errorf("types of module %s: %w", name, err)
 	}
-	if size > btfMax {
-		return nil, fmt.Errorf("types of module %s: %d bytes: %w", name, size, ErrCorrupt)
-	}
 	key := fmt.Sprintf("%s@%#x+%#x", name, data, size)
 	k.types.mu.Lock()
 	defer k.types.mu.Unlock()
 	if t := k.types.modules[key]; t != nil {
 		return t, nil
 	}
-	raw := make([]byte, size)
-	if _, err := k.space.ReadVirt(raw, data); err != nil {
-		return nil, fmt.Errorf("types of module %s: %w", name, err)
+	raw, err := k.readModuleBTF(name, data, size)
+	if err != nil {
+		return nil, err
 	}
 	t, err := parseTypes("module "+name, raw, core)
 	if err != nil {
@@ -96,7 +91,35 @@ func (k *Kernel) ModuleTypes(name string) (*Types, error) {
 	return t, nil
 }
 
-// moduleBTF finds a module's BTF in the kernel's list of them.
+// RawModuleBTF is the BTF of a module, as it lies in memory: it continues that of
+// the kernel. ErrNotFound for a module that has none or is not loaded.
+func (k *Kernel) RawModuleBTF(name string) ([]byte, error) {
+	core, err := k.Types()
+	if err != nil {
+		return nil, err
+	}
+	data, size, err := k.moduleBTF(core, name)
+	if err != nil {
+		return nil, fmt.Errorf("types of module %s: %w", name, err)
+	}
+	return k.readModuleBTF(name, data, size)
+}
+
+func (k *Kernel) readModuleBTF(name string, data mem.Virt, size uint64) ([]byte, error) {
+	if size > btfMax {
+		return nil, fmt.Errorf("types of module %s: %d bytes: %w", name, size, ErrCorrupt)
+	}
+	raw := make([]byte, size)
+	if _, err := k.space.ReadVirt(raw, data); err != nil {
+		return nil, fmt.Errorf("types of module %s: %w", name, err)
+	}
+	return raw, nil
+}
+
+// moduleBTF finds a module's BTF in the kernel's list of them. struct
+// module.btf_data points to memory that was freed after loading, in every kernel so
+// far; the copy that is kept hangs in btf_modules (Linux 6.1
+// kernel/bpf/btf.c:btf_module_notify).
 func (k *Kernel) moduleBTF(core *Types, name string) (data mem.Virt, size uint64, err error) {
 	head, ok := k.lookupCore("btf_modules")
 	if !ok {

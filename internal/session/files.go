@@ -58,7 +58,8 @@ func (f *Files) Prepare(ctx context.Context) {
 	}
 }
 
-// place returns a path for a file made here for one machine.
+// place returns a path for a file made here for one machine. The name may come from
+// the guest: it leads to no other directory.
 func (f *Files) place(m *machine.Machine, name string) (string, error) {
 	if f.dir == "" {
 		dir, err := os.MkdirTemp("", "nestdbg-") // mode 0700
@@ -68,6 +69,7 @@ func (f *Files) place(m *machine.Machine, name string) (string, error) {
 		f.dir = dir
 	}
 	dir := filepath.Join(f.dir, m.Name)
+	name = strings.ReplaceAll(name, "/", "_") // so neither "." nor ".." is left of a path
 	return filepath.Join(dir, name), os.MkdirAll(dir, 0o700)
 }
 
@@ -206,6 +208,7 @@ func (f *Files) Libraries(pid int) []gdbserver.Library {
 		return nil
 	}
 	var out []gdbserver.Library
+	made := kernelfile.NewModules(k)
 	path, err := f.frameFile(m, k, modules)
 	if err != nil {
 		f.log.Warn("no frame information for assembly; backtraces through it may be wrong",
@@ -218,7 +221,7 @@ func (f *Files) Libraries(pid int) []gdbserver.Library {
 	for _, mod := range modules {
 		path := f.finder.Module(mod.BuildID, k.Release, mod.Name)
 		if path == "" {
-			out = f.fromMemory(out, m, k, &mod)
+			out = f.fromMemory(out, m, made, &mod)
 			continue
 		}
 		sections, err := sectionAddresses(path, &mod)
@@ -235,7 +238,7 @@ func (f *Files) Libraries(pid int) []gdbserver.Library {
 }
 
 // fromMemory appends a module as the kernel knows it.
-func (f *Files) fromMemory(out []gdbserver.Library, m *machine.Machine, k *linux.Kernel, mod *linux.Module) []gdbserver.Library {
+func (f *Files) fromMemory(out []gdbserver.Library, m *machine.Machine, made *kernelfile.Modules, mod *linux.Module) []gdbserver.Library {
 	sections := 0
 	for _, r := range mod.Regions {
 		if r.Size != 0 {
@@ -243,7 +246,7 @@ func (f *Files) fromMemory(out []gdbserver.Library, m *machine.Machine, k *linux
 		}
 	}
 	path, err := f.made(m, mod.Name+".ko", fmt.Sprintf("%s %#x", m.Name, mod.Base),
-		func(w io.Writer) ([]string, error) { return kernelfile.Module(k, mod, w) })
+		func(w io.Writer) ([]string, error) { return made.Write(mod, w) })
 	if err != nil {
 		f.log.Info("module", "name", mod.Name, "error", err)
 	}

@@ -1,0 +1,89 @@
+package kernelfile
+
+import (
+	"io"
+	"sync"
+
+	"nestdbg/internal/linux"
+	"nestdbg/internal/symfile"
+)
+
+// Modules writes files about the modules of one kernel. The types of modules
+// continue those of the kernel, which are read once, for the first module that has
+// any.
+type Modules struct {
+	kernel *linux.Kernel
+	base   func() (*symfile.Base, error)
+}
+
+// NewModules returns a writer for the modules of k.
+func NewModules(k *linux.Kernel) *Modules {
+	return &Modules{kernel: k, base: sync.OnceValues(func() (*symfile.Base, error) {
+		raw, err := k.RawBTF()
+		if err != nil {
+			return nil, err
+		}
+		base, _, err := symfile.NewBase(raw) // what is wrong with it, the kernel's own file says
+		return base, err
+	})}
+}
+
+// Write writes what the kernel knows of one of its modules: symbols, functions
+// with their arguments, types and call-frame information, at run-time addresses.
+// Types of the kernel are in it as far as the module's contain them; the others
+// gdb finds in the kernel's file. The file has a section for each of the module's
+// regions that is not empty. What is missing, and why, is in the problems.
+func (f *Modules) Write(m *linux.Module, w io.Writer) (problems []string, err error) {
+	file := &symfile.File{Arch: f.kernel.Arch(), Code: f.kernel}
+	for i, r := range m.Regions {
+		if r.Size == 0 {
+			continue
+		}
+		// The first region holds the text; what else there is differs by version.
+		file.Sections = append(file.Sections, symfile.Section{
+			Name: "." + r.Name, First: uint64(r.Base), Size: r.Size, Exec: i == 0, Write: i != 0})
+	}
+	unit := symfile.Unit{Name: m.Name}
+	if unit.Symbols, err = f.symbols(m); err != nil {
+		return nil, err
+	}
+	if unit.BTF, file.Base, err = f.types(m); err != nil {
+		problems = append(problems, err.Error())
+	}
+	if unit.Unwind, err = f.kernel.ModuleUnwind(m); err != nil {
+		problems = append(problems, err.Error())
+	}
+	file.Units = []symfile.Unit{unit}
+	left, err := file.Write(w)
+	for _, p := range left {
+		problems = append(problems, p.String())
+	}
+	return problems, err
+}
+
+func (f *Modules) symbols(m *linux.Module) ([]symfile.Symbol, error) {
+	found, err := f.kernel.ModuleSymbols(m)
+	if err != nil {
+		return nil, err
+	}
+	var out []symfile.Symbol
+	for _, s := range found {
+		lower := s.Type | 0x20
+		out = append(out, symfile.Symbol{
+			Name: s.Name, Addr: s.Addr, Size: s.Size, Code: lower == 't', Local: s.Type == lower})
+	}
+	return out, nil
+}
+
+// types are the module's BTF and what it continues.
+func (f *Modules) types(m *linux.Module) ([]byte, *symfile.Base, error) {
+	raw, err := f.kernel.RawModuleBTF(m.Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	base, err := f.base()
+	if err != nil {
+		return nil, nil, err
+	}
+	return raw, base, nil
+}
