@@ -42,13 +42,13 @@ var kernelPart = regexp.MustCompile(`^linux-(image|binary|modules|base)-`)
 const partsLimit = 8
 
 // kernelParts follows the dependencies of a kernel package, itself included.
-func kernelParts(ctx context.Context, name string) ([]string, error) {
+func (a archive) kernelParts(ctx context.Context, name string) ([]string, error) {
 	parts := []string{name}
 	for i := 0; i < len(parts); i++ {
 		if len(parts) > partsLimit {
 			return nil, fmt.Errorf("package %s depends on more than %d kernel packages", name, partsLimit)
 		}
-		out, err := output(ctx, "apt-cache", "depends", "--important", parts[i])
+		out, err := a.output(ctx, "", "apt-cache", "depends", "--important", parts[i])
 		if err != nil {
 			return nil, fmt.Errorf("package %s: %w", name, err)
 		}
@@ -83,9 +83,9 @@ func contains(list []string, s string) bool {
 }
 
 // downloadNames asks apt which files it would download; no network is used.
-func downloadNames(ctx context.Context, packages []string) ([]debName, error) {
+func (a archive) downloadNames(ctx context.Context, packages []string) ([]debName, error) {
 	args := append([]string{"-qq", "download", "--print-uris"}, packages...)
-	out, err := output(ctx, "apt-get", args...)
+	out, err := a.output(ctx, "", "apt-get", args...)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func mainPart(files []debName) debName {
 }
 
 // download gets files into the cache and returns their paths.
-func download(ctx context.Context, c cache, files []debName, progress func(string)) ([]string, error) {
+func (a archive) download(ctx context.Context, c cache, files []debName, progress func(string)) ([]string, error) {
 	var paths []string
 	for _, f := range files {
 		path := c.path("debs", f.File)
@@ -137,9 +137,7 @@ func download(ctx context.Context, c cache, files []debName, progress func(strin
 		}
 		progress(fmt.Sprintf("downloading %s (%.1f MB)", f.File, float64(f.Size)/1e6))
 		if err := c.into(path, func(dir string) (string, error) {
-			cmd := exec.CommandContext(ctx, "apt-get", "-qq", "download", f.Package+"="+f.Version)
-			cmd.Dir = dir
-			_, err := run(cmd)
+			_, err := a.output(ctx, dir, "apt-get", "-qq", "download", f.Package+"="+f.Version)
 			return filepath.Join(dir, f.File), err
 		}); err != nil {
 			return nil, err
@@ -157,7 +155,7 @@ func output(ctx context.Context, name string, args ...string) ([]byte, error) {
 func run(cmd *exec.Cmd) ([]byte, error) {
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
 	out, err := cmd.Output()
 	if err == nil {
 		return out, nil

@@ -14,13 +14,15 @@ type Kernel struct {
 	// Package and Version are Debian's; empty for a kernel given as a file.
 	Package string `json:"package,omitempty"`
 	Version string `json:"version,omitempty"`
-	Release string `json:"release"` // as in uname -r
-	Image   string `json:"image"`   // path of the vmlinuz
-	Modules string `json:"modules"` // directory lib/modules/RELEASE
+	Suite   string `json:"suite,omitempty"` // of Debian, if not this machine's
+	Release string `json:"release"`         // as in uname -r
+	Image   string `json:"image"`           // path of the vmlinuz
+	Modules string `json:"modules"`         // directory lib/modules/RELEASE
 }
 
 // findKernel turns what the person gave into files, by way of the cache:
-// a package name, .deb files with commas between them, or a vmlinuz.
+// a package name, perhaps with a suite, .deb files with commas between them, or a
+// vmlinuz.
 func findKernel(ctx context.Context, c cache, spec, modules string,
 	progress func(string)) (*Kernel, error) {
 	if strings.HasSuffix(spec, ".deb") {
@@ -29,10 +31,11 @@ func findKernel(ctx context.Context, c cache, spec, modules string,
 	if _, err := os.Stat(spec); err == nil {
 		return kernelFromImage(spec, modules)
 	}
-	if strings.Contains(spec, "/") {
+	name, suite := splitSuite(spec)
+	if !validName.MatchString(name) || strings.Contains(spec, "/") && !validName.MatchString(suite) {
 		return nil, fmt.Errorf("kernel %s: no such file", spec)
 	}
-	return kernelFromPackage(ctx, c, spec, progress)
+	return kernelFromPackage(ctx, c, name, suite, progress)
 }
 
 // kernelFromImage takes a vmlinuz with its modules somewhere around it.
@@ -127,8 +130,8 @@ func kernelFromDebs(ctx context.Context, c cache, debs []string, progress func(s
 }
 
 // kernelFromPackage downloads and unpacks a package and what it is made of.
-func kernelFromPackage(ctx context.Context, c cache, name string, progress func(string)) (*Kernel, error) {
-	root, err := resolve(ctx, c, name, progress)
+func kernelFromPackage(ctx context.Context, c cache, name, suite string, progress func(string)) (*Kernel, error) {
+	root, err := resolve(ctx, c, name, suite, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +140,7 @@ func kernelFromPackage(ctx context.Context, c cache, name string, progress func(
 		return nil, err
 	}
 	found := parseDebName(filepath.Base(root))
-	k.Package, k.Version = found.Package, found.Version
+	k.Package, k.Version, k.Suite = found.Package, found.Version, suite
 	return k, nil
 }
 
@@ -146,24 +149,28 @@ func kernelFromPackage(ctx context.Context, c cache, name string, progress func(
 const aptLists = "/var/lib/apt/lists"
 
 // resolve returns the directory of the unpacked package. Without a network it
-// takes what the same name meant the last time.
-func resolve(ctx context.Context, c cache, name string, progress func(string)) (string, error) {
+// takes what the same name meant the last time. The kernel of another suite stays
+// what it was: nothing on this machine asks for a newer one.
+func resolve(ctx context.Context, c cache, name, suite string, progress func(string)) (string, error) {
 	memo := c.path("resolved", name)
+	if suite != "" {
+		memo += "@" + suite
+	}
 	last := ""
 	if text, err := os.ReadFile(memo); err == nil {
 		if _, err := os.Stat(c.path(string(text))); err == nil {
 			last = string(text)
 		}
 	}
-	if os.Getenv("APT_CONFIG") != "" {
+	if suite == "" && os.Getenv("APT_CONFIG") != "" {
 		// Another configuration of apt may mean something else by the name.
-		found, err := unpackPackage(ctx, c, name, progress)
+		found, err := unpackPackage(ctx, c, name, suite, progress)
 		return c.path(found), err
 	}
-	if last != "" && newer(memo, aptLists) {
+	if last != "" && (suite != "" || newer(memo, aptLists)) {
 		return c.path(last), nil
 	}
-	found, err := unpackPackage(ctx, c, name, progress)
+	found, err := unpackPackage(ctx, c, name, suite, progress)
 	if err == nil {
 		return c.path(found), writeFile(memo, []byte(found))
 	}
@@ -183,19 +190,23 @@ func newer(a, b string) bool {
 
 // unpackPackage returns the directory in the cache, relative to it, with the
 // unpacked package, made if need be.
-func unpackPackage(ctx context.Context, c cache, name string, progress func(string)) (string, error) {
-	parts, err := kernelParts(ctx, name)
+func unpackPackage(ctx context.Context, c cache, name, suite string, progress func(string)) (string, error) {
+	a, err := openSuite(ctx, c, suite, progress)
 	if err != nil {
 		return "", err
 	}
-	files, err := downloadNames(ctx, parts)
+	parts, err := a.kernelParts(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	files, err := a.downloadNames(ctx, parts)
 	if err != nil {
 		return "", err
 	}
 	image := mainPart(files)
 	dir := filepath.Join("kernels", image.Package+"_"+image.Version)
 	_, err = c.make(dir, func(dir string) error {
-		debs, err := download(ctx, c, files, progress)
+		debs, err := a.download(ctx, c, files, progress)
 		if err != nil {
 			return err
 		}

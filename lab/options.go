@@ -19,8 +19,9 @@ type Options struct {
 	Memory   uint64 // of L1, bytes; default 2 GiB
 	VMMemory uint64 // of each VM, bytes; default 256 MiB
 
-	// L1Kernel and Kernel, L2's, each name a Debian package, one or more .deb files
-	// with commas between them, or a vmlinuz. Default: DefaultKernel.
+	// L1Kernel and Kernel, L2's, each name a Debian package, or one of another suite
+	// as PACKAGE/SUITE, one or more .deb files with commas between them, or a
+	// vmlinuz. Default: DefaultKernel.
 	L1Kernel, Kernel string
 	// L1Modules and Modules are the directories lib/modules/RELEASE that belong to
 	// a vmlinuz; default: looked for around it.

@@ -36,6 +36,29 @@ func TestParseURIs(t *testing.T) {
 	}
 }
 
+func TestParseSources(t *testing.T) {
+	out := "Debian|http://a/debian/\nDebian|http://a/debian/\nDebian-Security|http://a/security/\nOther|http://b/\n$(LABEL)|\n"
+	want := []string{
+		"deb [signed-by=" + debianKeyring + "] http://a/debian/ trixie main\n",
+		"deb [signed-by=" + debianKeyring + "] http://a/security/ trixie-security main\n",
+	}
+	if got := parseSources(out, "trixie"); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := parseSources("Other|http://b/\n", "trixie"); got != nil {
+		t.Errorf("not Debian: %q", got)
+	}
+}
+
+// A kernel's suite becomes part of file names.
+func TestKernelOfSuite(t *testing.T) {
+	for _, spec := range []string{"linux-image/..", "linux-image/", "linux-image/a/b", "/trixie", "../x/trixie", "./no/such"} {
+		if _, err := findKernel(t.Context(), cache{t.TempDir()}, spec, "", func(string) {}); err == nil {
+			t.Errorf("%q was accepted", spec)
+		}
+	}
+}
+
 func TestParseLdd(t *testing.T) {
 	out := "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibz.so.1 => /lib/x/libz.so.1 (0x00007f)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n"
 	want := []string{"/lib/x/libz.so.1", "/lib64/ld-linux-x86-64.so.2"}

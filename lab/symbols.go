@@ -12,10 +12,11 @@ import (
 
 // DebugKernel provides the debug symbols of a kernel package and returns the
 // directory with them: boot/vmlinux-RELEASE and, with the same layout as in
-// lib/modules, the modules that the lab loads. pkg is the kernel's package, with or without
-// "-dbg", and may end in "=VERSION". Of the package, several hundred megabytes,
-// only what is used stays in the cache.
-func DebugKernel(ctx context.Context, cacheDir, pkg string, progress func(string)) (string, error) {
+// lib/modules, the modules that the lab loads. pkg is the kernel's package, with or
+// without "-dbg", and may end in "=VERSION"; suite is Debian's, or empty for what
+// this machine's apt knows. Of the package, several hundred megabytes, only what is
+// used stays in the cache.
+func DebugKernel(ctx context.Context, cacheDir, pkg, suite string, progress func(string)) (string, error) {
 	dir, err := cacheHome(cacheDir)
 	if err != nil {
 		return "", err
@@ -27,7 +28,11 @@ func DebugKernel(ctx context.Context, cacheDir, pkg string, progress func(string
 	name, version, hasVersion := strings.Cut(pkg, "=")
 	name = strings.TrimSuffix(name, "-dbg") + "-dbg"
 	if !hasVersion {
-		files, err := downloadNames(ctx, []string{name})
+		a, err := openSuite(ctx, c, suite, progress)
+		if err != nil {
+			return "", err
+		}
+		files, err := a.downloadNames(ctx, []string{name})
 		if err != nil {
 			return "", err
 		}
@@ -35,11 +40,15 @@ func DebugKernel(ctx context.Context, cacheDir, pkg string, progress func(string
 	}
 	const tree = "usr/lib/debug"
 	root, err := c.make(filepath.Join(symbolsCache, name+"_"+version), func(dir string) error {
-		files, err := downloadNames(ctx, []string{name + "=" + version})
+		a, err := openSuite(ctx, c, suite, progress)
+		if err != nil {
+			return err
+		}
+		files, err := a.downloadNames(ctx, []string{name + "=" + version})
 		if err != nil {
 			return fmt.Errorf("debug symbols %s %s: %w", name, version, err)
 		}
-		debs, err := download(ctx, c, files, progress)
+		debs, err := a.download(ctx, c, files, progress)
 		if err != nil {
 			return err
 		}
@@ -87,5 +96,5 @@ func (l *Lab) SymbolsDir(ctx context.Context, machine, cacheDir string, progress
 		return "", fmt.Errorf("kernel %s of %s was given as a file: where its symbols are is not known",
 			m.Kernel.Release, machine)
 	}
-	return DebugKernel(ctx, cacheDir, m.Kernel.Package+"="+m.Kernel.Version, progress)
+	return DebugKernel(ctx, cacheDir, m.Kernel.Package+"="+m.Kernel.Version, m.Kernel.Suite, progress)
 }

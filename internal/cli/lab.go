@@ -71,6 +71,7 @@ func newLabUpCommand() *cobra.Command {
 		Short: "Boot a lab",
 		Example: `  nestdbg lab up
   nestdbg lab up --name two --vms 2 --vm-append nokaslr
+  nestdbg lab up --kernel linux-image-cloud-amd64/trixie
   nestdbg status`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return u.run(cmd) },
@@ -83,8 +84,8 @@ func newLabUpCommand() *cobra.Command {
 	f.IntVar(&o.VMCPUs, "vm-cpus", 1, "CPUs of each VM")
 	f.Var(&u.memory, "memory", "memory of L1")
 	f.Var(&u.vmMemory, "vm-memory", "memory of each VM")
-	f.StringVar(&o.L1Kernel, "l1-kernel", lab.DefaultKernel, "L1's kernel: package, .deb files or vmlinuz")
-	f.StringVar(&o.Kernel, "kernel", lab.DefaultKernel, "L2's kernel: package, .deb files or vmlinuz")
+	f.StringVar(&o.L1Kernel, "l1-kernel", lab.DefaultKernel, "L1's kernel: package or package/suite, .deb files, or vmlinuz")
+	f.StringVar(&o.Kernel, "kernel", lab.DefaultKernel, "L2's kernel: package or package/suite, .deb files, or vmlinuz")
 	f.StringVar(&o.L1Modules, "l1-modules", "", "lib/modules/RELEASE of an --l1-kernel that is a vmlinuz")
 	f.StringVar(&o.Modules, "modules", "", "lib/modules/RELEASE of a --kernel that is a vmlinuz")
 	f.StringVar(&o.Append, "append", "", "add to L1's kernel command line")
