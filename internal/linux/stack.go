@@ -76,13 +76,19 @@ func (k *Kernel) Unwinder() *Unwinder {
 // CPU is the backtrace from a CPU's registers, which may be known in part. With an
 // error the frames up to it are returned too.
 func (u *Unwinder) CPU(regs *arch.Registers) ([]Frame, error) {
-	s := orc.State{Exact: true}
+	s := state(regs)
+	s.Exact = true
+	return u.walk(s)
+}
+
+func state(regs *arch.Registers) orc.State {
+	var s orc.State
 	for r, name := range orcRegs {
 		if v, ok := regs.Get(name); ok {
 			s.Set(r, v)
 		}
 	}
-	return u.walk(s)
+	return s
 }
 
 // orcRegs are the registers that unwinding may need, by their names in package arch.
@@ -96,11 +102,29 @@ var orcRegs = map[orc.Reg]string{
 // stackMax is the size of the largest kernel stack, THREAD_SIZE with CONFIG_KASAN.
 const stackMax = 64 << 10
 
-// Task is the backtrace of a task that does not run: from the struct
-// inactive_task_frame that its saved stack pointer leads to (Linux 6.1
-// arch/x86/include/asm/switch_to.h). What it says of a task that runs means
-// nothing. ErrNotFound if the task has no stack any more.
+// Task is the backtrace of a task that does not run, from its saved registers (see
+// Kernel.TaskRegisters). What it says of a task that runs means nothing.
+// ErrNotFound if the task has no stack any more.
 func (u *Unwinder) Task(task *Task) ([]Frame, error) {
+	regs, err := u.k.TaskRegisters(task)
+	if err != nil {
+		return nil, err
+	}
+	s := state(regs)
+	if pc, ok := s.Get(orc.IP); ok {
+		// It is a return address, but of a task that has not run yet: that begins with
+		// the first instruction of its function, before which there is no call.
+		place, known := u.k.Symbolize(mem.Virt(pc))
+		s.Exact = known && place.Offset == 0
+	}
+	return u.walk(s)
+}
+
+// TaskRegisters are the registers with which a task goes on that does not run, as
+// far as they are saved: in the struct inactive_task_frame that its saved stack
+// pointer leads to. For a task that runs they mean nothing. ErrNotFound if the
+// task has no stack any more.
+func (k *Kernel) TaskRegisters(task *Task) (*arch.Registers, error) {
 	if task.Stack == 0 {
 		return nil, fmt.Errorf("task %d has no stack, it has ended: %w", task.PID, ErrNotFound)
 	}
@@ -108,25 +132,33 @@ func (u *Unwinder) Task(task *Task) ([]Frame, error) {
 		return nil, fmt.Errorf("stack pointer %#x of task %d is not in its stack at %#x: %w",
 			task.SP, task.PID, task.Stack, ErrCorrupt)
 	}
-	t, err := u.k.Types()
+	t, err := k.Types()
 	if err != nil {
 		return nil, err
 	}
 	shape := newShape(t, "inactive_task_frame")
-	bp, ip := shape.need("bp"), shape.need("ret_addr")
+	fields := make(map[string]Field)
+	for i, r := range k.layout.switched {
+		if i == 0 { // without a program counter the others are of no use
+			fields[r.register] = shape.need(r.member)
+		} else if f, ok := shape.want(r.member); ok {
+			fields[r.register] = f
+		}
+	}
 	size, err := t.SizeOf("inactive_task_frame")
 	if err := errors.Join(shape.err, err); err != nil {
 		return nil, err
 	}
-	rec, err := shape.read(u.k.space, task.SP)
+	rec, err := shape.read(k.space, task.SP)
 	if err != nil {
 		return nil, fmt.Errorf("stack of task %d: %w", task.PID, err)
 	}
-	var s orc.State
-	s.Set(orc.IP, rec.uint(ip))
-	s.Set(orc.BP, rec.uint(bp))
-	s.Set(orc.SP, uint64(task.SP)+uint64(size))
-	return u.walk(s)
+	regs := arch.NewRegisters(k.src.Arch)
+	for name, f := range fields {
+		regs.Set(name, rec.uint(f))
+	}
+	regs.Set(k.src.Arch.Regs[k.src.Arch.SP].Name, uint64(task.SP)+uint64(size))
+	return regs, nil
 }
 
 // walk unwinds from a state to the end of the stack or to user mode.
@@ -253,6 +285,20 @@ func (u *Unwinder) moduleTable(m *Module) *orc.Table {
 		u.modules[m.Addr] = table
 	}
 	return table
+}
+
+// TaskOn is the task of the CPU with these registers: by the CPU's own data, or,
+// for registers that do not say where that is, by the kernel stack they are on.
+func (k *Kernel) TaskOn(regs *arch.Registers) (Task, error) {
+	t, err := k.CurrentOf(regs)
+	if err == nil {
+		return t, nil
+	}
+	sp, ok := regs.SP()
+	if !ok {
+		return Task{}, err
+	}
+	return k.TaskOfStack(mem.Virt(sp))
 }
 
 // TaskOfStack finds the task whose kernel stack holds an address, such as the

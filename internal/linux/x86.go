@@ -22,6 +22,10 @@ type layout struct {
 	textRegs    []string // registers that point into kernel text
 	perCPURegs  []string // registers that may hold the base of per-CPU data
 
+	// switched are the members of struct inactive_task_frame, which a task that does
+	// not run has at its saved stack pointer, with the registers that they hold.
+	switched []savedRegister
+
 	rootSymbols []string // names of the kernel's own root, best first
 	// physBase computes phys_base from VMCOREINFO.
 	physBase func(VMCoreInfo) (int64, bool)
@@ -30,6 +34,8 @@ type layout struct {
 	// kvmRegs are the names of struct kvm_vcpu_arch.regs[] in its order.
 	kvmRegs []string
 }
+
+type savedRegister struct{ member, register string }
 
 // layoutOf returns the table of an architecture, nil if there is none yet.
 func layoutOf(a *arch.Arch) *layout {
@@ -58,6 +64,10 @@ var x86 = layout{
 	userRootBit: 1 << 12,
 	textRegs:    []string{"lstar"},
 	perCPURegs:  []string{"gs_base", "k_gs_base"},
+
+	// Linux 6.1 arch/x86/include/asm/switch_to.h.
+	switched: []savedRegister{{"ret_addr", "rip"}, {"bp", "rbp"}, {"bx", "rbx"},
+		{"r12", "r12"}, {"r13", "r13"}, {"r14", "r14"}, {"r15", "r15"}},
 
 	rootSymbols: []string{"init_top_pgt", "swapper_pg_dir", "init_level4_pgt"},
 	physBase:    func(i VMCoreInfo) (int64, bool) { return i.Number("phys_base") },

@@ -65,18 +65,10 @@ func NewBacktracer(m *machine.Machine, k *linux.Kernel, u *linux.Unwinder) *Back
 	b := &Backtracer{report: &Backtraces{Machine: m.Name, Stacks: []Stack{}}, machine: m, kernel: k, unwinder: u,
 		current: map[int]*linux.Task{}}
 	for _, c := range m.CPUs {
-		t, err := k.CurrentOf(c.Regs)
-		if err != nil {
-			// A CPU that hosts a guest does not say where its own data is.
-			sp, ok := c.Regs.SP()
-			if !ok {
-				continue
-			}
-			if t, err = k.TaskOfStack(mem.Virt(sp)); err != nil {
-				continue
-			}
+		// A CPU that hosts a guest does not say where its own data is.
+		if t, err := k.TaskOn(c.Regs); err == nil {
+			b.current[c.Index] = &t
 		}
-		b.current[c.Index] = &t
 	}
 	return b
 }
