@@ -229,15 +229,43 @@ func (e *Engine) loneStep() bool {
 // resumedThread picks a thread that the client resumed, the current one if it was.
 func (e *Engine) resumedThread() (rsp.ThreadID, bool) {
 	g := e.general
-	if p := e.processes[g.PID]; p != nil && !p.gone && e.resumes(g.PID, g.TID) {
+	p := e.processes[g.PID]
+	if p != nil && !p.gone && e.resumes(g.PID, g.TID) && !p.inert(g.TID) {
 		return g, true
 	}
-	for _, pid := range e.attached() {
+	for _, pid := range append([]int{g.PID}, e.attached()...) {
 		p := e.processes[pid]
+		if p == nil || p.gone {
+			continue
+		}
 		for _, t := range p.threads {
-			if !p.gone && e.resumes(pid, t.ID) {
+			if !t.Inert && e.resumes(pid, t.ID) {
 				return rsp.ThreadID{PID: pid, TID: t.ID}, true
 			}
+		}
+	}
+	return rsp.ThreadID{}, false
+}
+
+// inert reports whether a thread cannot run. One that the list does not have any
+// more was inert: vCPUs stay as long as their machine.
+func (p *process) inert(tid int) bool {
+	for _, t := range p.threads {
+		if t.ID == tid {
+			return t.Inert
+		}
+	}
+	return true
+}
+
+// resumesInert returns an inert thread that the client wants resumed by itself.
+func (e *Engine) resumesInert() (rsp.ThreadID, bool) {
+	for _, a := range e.run.actions {
+		if a.Hold || a.PID <= 0 || a.TID <= 0 {
+			continue
+		}
+		if p := e.processes[a.PID]; p != nil && p.inert(a.TID) {
+			return rsp.ThreadID{PID: a.PID, TID: a.TID}, true
 		}
 	}
 	return rsp.ThreadID{}, false

@@ -34,7 +34,8 @@ type Core interface {
 	// exit was reported.
 	Detach(ctx context.Context, pid int) error
 
-	// Threads returns the vCPUs of an attached machine, at least one.
+	// Threads returns the vCPUs of an attached machine, at least one and before all
+	// that is Inert.
 	Threads(ctx context.Context, pid int) ([]Thread, error)
 	// Registers returns a thread's registers. The result belongs to the caller.
 	Registers(ctx context.Context, pid, tid int) (*arch.Registers, error)
@@ -120,13 +121,17 @@ const (
 	Killed                    // the machine PID is gone; Signal says by which, 0 means SIGKILL
 )
 
-// Thread is one vCPU. Its ID is positive; Name and Extra are shown by "info
+// Thread is one vCPU, or Inert. Its ID is positive; Name and Extra are shown by "info
 // threads"; Core is the 0-based CPU of QEMU's machine it is on, -1 for none.
 type Thread struct {
 	ID    int
 	Name  string
 	Extra string
 	Core  int
+
+	// Inert: it is no vCPU, but something with registers and memory that does not run
+	// now, such as a task that sleeps. It cannot be resumed, and no stop is about it.
+	Inert bool
 }
 
 // BreakKind is a kind of breakpoint; the values are the protocol's, Z0 to Z4.

@@ -147,6 +147,10 @@ func (e *Engine) resume(ctx context.Context, actions []Action) error {
 		return err
 	}
 	e.run.actions, e.run.interrupted = actions, false
+	if id, ok := e.resumesInert(); ok {
+		return refuse("thread %d.%d does not run now, so it cannot be stepped or resumed; select the thread of a CPU",
+			id.PID, id.TID)
+	}
 	if s, ok := e.takeHeld(); ok {
 		e.deliver(ctx, s)
 		return nil
