@@ -29,6 +29,8 @@ type Debugger struct {
 	frozen []int
 	// foreign counts hits that belonged to no machine that wanted them.
 	foreign int
+	// tasks are those of the machines' kernels that are shown as threads.
+	tasks taskThreads
 
 	interrupt interruptFlag
 }
@@ -41,6 +43,7 @@ func NewDebugger(s *Session, open func(context.Context) (Stub, error), log *slog
 		traps:    newTraps(),
 		attached: make(map[int]string),
 		entries:  make(map[string]map[uint64]bool),
+		tasks:    taskThreads{on: make(map[string]bool), stops: make(map[string]*taskStop)},
 	}
 }
 

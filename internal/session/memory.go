@@ -114,6 +114,11 @@ func (d *Debugger) writeVirt(ctx context.Context, m *machine.Machine, c *machine
 	if err != nil {
 		return err
 	}
+	return d.writeThrough(ctx, m, v, p, addr)
+}
+
+// writeThrough is writeVirt where v leads.
+func (d *Debugger) writeThrough(ctx context.Context, m *machine.Machine, v *CPUMemory, p []byte, addr uint64) error {
 	pieces, err := d.pieces(m, p, addr, v.Translate)
 	if err != nil {
 		return err

@@ -73,12 +73,16 @@ func (t *target) Threads(_ context.Context, pid int) ([]gdbserver.Thread, error)
 		if t.Number(m) != pid {
 			continue
 		}
+		tasks := t.taskStop(m)
 		var out []gdbserver.Thread
 		for _, c := range m.CPUs {
 			out = append(out, gdbserver.Thread{
 				ID: c.Index + 1, Name: fmt.Sprintf("%s CPU %d", m.Name, c.Index),
-				Extra: t.doing(m, c), Core: c.On,
+				Extra: t.doing(m, c) + tasks.of(c), Core: c.On,
 			})
+		}
+		if tasks != nil {
+			out = append(out, tasks.threads...)
 		}
 		return out, nil
 	}
@@ -109,6 +113,9 @@ func (d *Debugger) doing(m *machine.Machine, c *machine.CPU) string {
 
 // Registers implements gdbserver.Core.
 func (t *target) Registers(_ context.Context, pid, tid int) (*arch.Registers, error) {
+	if m, s, task := t.task(pid, tid); task != nil {
+		return t.registersOf(m, s, task).Clone(), nil
+	}
 	_, c, err := t.Thread(pid, tid)
 	if err != nil {
 		return nil, err
@@ -118,30 +125,42 @@ func (t *target) Registers(_ context.Context, pid, tid int) (*arch.Registers, er
 
 // ReadMemory implements gdbserver.Core.
 func (t *target) ReadMemory(_ context.Context, pid, tid int, p []byte, addr uint64) (int, error) {
-	m, c, err := t.Thread(pid, tid)
+	_, v, err := t.memoryAt(pid, tid)
 	if err != nil {
-		return 0, err
-	}
-	v, err := t.VirtMemory(m, c)
-	if err != nil {
-		return 0, &mem.FaultError{Space: "virtual memory of " + m.Name, Addr: addr, Err: err}
+		return 0, &mem.FaultError{Space: fmt.Sprintf("virtual memory of machine %d", pid), Addr: addr, Err: err}
 	}
 	return v.ReadVirt(p, mem.Virt(addr))
 }
 
+// memoryAt is the virtual memory that a thread sees.
+func (t *target) memoryAt(pid, tid int) (*machine.Machine, *CPUMemory, error) {
+	if m, s, task := t.task(pid, tid); task != nil {
+		return m, t.memoryOf(m, s, task), nil
+	}
+	m, c, err := t.Thread(pid, tid)
+	if err != nil {
+		return nil, nil, err
+	}
+	v, err := t.VirtMemory(m, c)
+	return m, v, err
+}
+
 // WriteMemory implements gdbserver.MemoryWriter.
 func (t *target) WriteMemory(ctx context.Context, pid, tid int, addr uint64, p []byte) error {
-	m, c, err := t.Thread(pid, tid)
+	m, v, err := t.memoryAt(pid, tid)
 	if err != nil {
 		return err
 	}
-	return t.WriteVirt(ctx, m, c, p, mem.Virt(addr))
+	return t.writeThrough(ctx, m, v, p, addr)
 }
 
 // WriteRegister implements gdbserver.RegisterWriter. Only what executes on a
 // CPU now has registers that a debugger can set; those of a parked CPU are in
 // the hypervisor's hands, which would overwrite them at the next entry.
 func (t *target) WriteRegister(ctx context.Context, pid, tid, reg int, value []byte) error {
+	if _, _, task := t.task(pid, tid); task != nil {
+		return fmt.Errorf("task %s does not run: its registers cannot be written", taskText(&task.task))
+	}
 	m, c, err := t.Thread(pid, tid)
 	if err != nil {
 		return err
