@@ -16,7 +16,7 @@ import (
 // kernelCommands ask the Linux kernel of a machine, through its memory.
 func (a *app) kernelCommands() []*cobra.Command {
 	return []*cobra.Command{
-		a.dmesgCommand(), a.psCommand(), a.lsmodCommand(), a.symCommand(), a.btCommand(),
+		a.dmesgCommand(), a.psCommand(), a.currentCommand(), a.lsmodCommand(), a.symCommand(), a.btCommand(),
 	}
 }
 

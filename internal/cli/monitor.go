@@ -30,14 +30,16 @@ func (m *monitor) Monitor(ctx context.Context, pid, tid int, command string, out
 	}
 	a := &app{in: strings.NewReader(""), out: out, errOut: out,
 		live: m.app.live, session: m.app.session, debugger: m.debugger, symbols: m.app.symbols}
-	if x, _, err := m.debugger.Thread(pid, max(tid, 1)); err == nil {
-		a.machine = x.Name
+	for _, x := range m.debugger.Tower().Machines {
+		if m.debugger.Number(x) == pid {
+			a.machine = x.Name
+		}
 	}
 	root := a.root()
 	root.Use, root.Long = "monitor", ""
 	root.Short = "nestdbg's commands; what belongs to QEMU itself: monitor qemu TEXT"
 	root.AddCommand(&cobra.Command{Use: "qemu TEXT", Short: "Hand a line to QEMU's own monitor", Run: func(*cobra.Command, []string) {}})
-	root.AddCommand(a.foreignCommand())
+	root.AddCommand(a.foreignCommand(), a.tasksCommand())
 	// Inside gdb the target is given, and the machine is that of the inferior.
 	for _, f := range []string{"target", "symbols", "verbose"} {
 		root.PersistentFlags().Lookup(f).Hidden = true
