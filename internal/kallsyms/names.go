@@ -3,9 +3,9 @@ package kallsyms
 import (
 	"bytes"
 	"fmt"
-	"hash/maphash"
-	"math/bits"
 	"strings"
+	"sync"
+	"sync/atomic"
 )
 
 const (
@@ -50,15 +50,19 @@ func parseTokens(b []byte, index *[tokenCount]uint16) (*tokens, int, error) {
 type names struct {
 	tokens *tokens
 	data   []byte
-	start  []uint32 // in data, of each symbol's length byte
+	count  int
+	start  []uint32 // in data, of the length byte of every startStep-th symbol
 
-	// A hash table over the names. A number i+1 stands for symbol i, 0 for none.
-	// The seed is random, so no guest can choose names that collide.
-	seed maphash.Seed
-	head []uint32 // by hash: first of a chain of symbols, each with another name
-	next []uint32 // by symbol: the chain
-	same []uint32 // by symbol: the next symbol with the same name
+	lookups atomic.Int32 // that had no index
+	index   struct {
+		once sync.Once
+		made atomic.Pointer[nameIndex]
+	}
 }
+
+// startStep is the number of symbols from one remembered start to the next: walking
+// half as many costs less than the memory to remember each.
+const startStep = 16
 
 // splitName finds the tokens of the name at offset at, data[start:end]. Its
 // length is one byte, or since v6.1 two bytes of ULEB128. Lengths that need the
@@ -83,100 +87,67 @@ func splitName(data []byte, at int) (start, end int, ok bool) {
 }
 
 // newNames splits and checks the count names at the start of data, which it
-// takes over, and indexes them.
+// takes over.
 func newNames(t *tokens, data []byte, count int) (*names, error) {
 	if count <= 0 || count > maxSymbols || count > len(data)/2 {
 		return nil, fmt.Errorf("%d symbols in %d bytes of names", count, len(data))
 	}
-	n := &names{tokens: t, start: make([]uint32, count)}
+	n := &names{tokens: t, count: count, start: make([]uint32, 0, count/startStep+1)}
+	var size [tokenCount]int
+	for i, token := range t {
+		size[i] = len(token)
+	}
 	at := 0
-	for i := range n.start {
-		_, end, ok := splitName(data, at)
+	for i := range count {
+		start, end, ok := splitName(data, at)
 		if !ok {
 			return nil, fmt.Errorf("name of symbol %d has no end", i)
 		}
-		n.start[i] = uint32(at)
+		total := 0
+		for _, c := range data[start:end] {
+			total += size[c]
+		}
+		if total < 2 || total > maxName || !validType(t.first(data[start:end])) {
+			return nil, fmt.Errorf("symbol %d is named %q", i, t.appendName(nil, data[start:end]))
+		}
+		if i%startStep == 0 {
+			n.start = append(n.start, uint32(at))
+		}
 		at = end
 	}
 	n.data = data[:at:at]
-	return n, n.buildIndex()
-}
-
-// buildIndex fills the hash table, and checks every name on the way. It runs
-// from last to first, so that equal names are chained in ascending order.
-func (n *names) buildIndex() error {
-	count := len(n.start)
-	n.seed = maphash.MakeSeed()
-	n.head = make([]uint32, 1<<bits.Len(uint(count)))
-	n.next = make([]uint32, count)
-	n.same = make([]uint32, count)
-	hashes := make([]uint32, count)
-	var text []byte
-	for i := count - 1; i >= 0; i-- {
-		text = n.appendName(text[:0], i)
-		if len(text) < 2 || len(text) > maxName || !validType(text[0]) {
-			return fmt.Errorf("symbol %d is named %q", i, text[:min(len(text), maxName)])
-		}
-		hash := maphash.Bytes(n.seed, text[1:])
-		hashes[i] = uint32(hash >> 32)
-		n.insert(i, &n.head[hash&uint64(len(n.head)-1)], hashes, text[1:])
-	}
-	return nil
-}
-
-// insert puts symbol i into the chain that begins at link, in the place of the
-// symbol with the same name if there is one. hashes holds part of the hash of
-// every symbol in the table, which saves most comparisons.
-func (n *names) insert(i int, link *uint32, hashes []uint32, name []byte) {
-	for *link != 0 {
-		j := *link - 1
-		if hashes[j] == hashes[i] && n.equal(int(j), string(name)) {
-			n.same[i], n.next[i] = j+1, n.next[j]
-			break
-		}
-		link = &n.next[j]
-	}
-	*link = uint32(i + 1)
-}
-
-// find returns the first symbol with this name.
-func (n *names) find(name string) (int, bool) {
-	hash := maphash.String(n.seed, name)
-	for link := n.head[hash&uint64(len(n.head)-1)]; link != 0; link = n.next[link-1] {
-		if i := int(link - 1); n.equal(i, name) {
-			return i, true
-		}
-	}
-	return 0, false
-}
-
-// nextSame returns the symbol after i that has the same name.
-func (n *names) nextSame(i int) (int, bool) {
-	return int(n.same[i]) - 1, n.same[i] != 0
+	return n, nil
 }
 
 // packed returns the token numbers of symbol i's name.
 func (n *names) packed(i int) []byte {
-	start, end, _ := splitName(n.data, int(n.start[i]))
+	at := int(n.start[i/startStep])
+	for range i % startStep {
+		_, at, _ = splitName(n.data, at)
+	}
+	start, end, _ := splitName(n.data, at)
 	return n.data[start:end]
 }
 
-// symbolType returns the type letter, the first character of what the tokens
-// spell. Empty tokens before it are legal, if never seen.
-func (n *names) symbolType(i int) byte {
-	for _, c := range n.packed(i) {
-		if t := n.tokens[c]; t != "" {
-			return t[0]
+// symbolType returns the type letter.
+func (n *names) symbolType(i int) byte { return n.tokens.first(n.packed(i)) }
+
+// first is the first character of what tokens spell. Empty tokens before it are
+// legal, if never seen.
+func (t *tokens) first(packed []byte) byte {
+	for _, c := range packed {
+		if token := t[c]; token != "" {
+			return token[0]
 		}
 	}
 	return 0
 }
 
-// appendName expands symbol i, type letter first. It stops when the name has
-// passed maxName: tokens are strings of any length.
-func (n *names) appendName(b []byte, i int) []byte {
-	for _, c := range n.packed(i) {
-		b = append(b, n.tokens[c]...)
+// appendName expands a name, type letter first. It stops when the name has passed
+// maxName: tokens are strings of any length.
+func (t *tokens) appendName(b []byte, packed []byte) []byte {
+	for _, c := range packed {
+		b = append(b, t[c]...)
 		if len(b) > maxName {
 			break
 		}
@@ -187,22 +158,22 @@ func (n *names) appendName(b []byte, i int) []byte {
 // name returns symbol i's name and type.
 func (n *names) name(i int) (string, byte) {
 	var buf [128]byte
-	b := n.appendName(buf[:0], i)
+	b := n.tokens.appendName(buf[:0], n.packed(i))
 	return string(b[1:]), b[0]
 }
 
-// equal reports whether symbol i has this name.
-func (n *names) equal(i int, name string) bool {
+// spells reports whether tokens spell a type letter and this name.
+func (t *tokens) spells(packed []byte, name string) bool {
 	kind := true // the type letter is still to come
-	for _, c := range n.packed(i) {
-		t := n.tokens[c]
-		if kind && t != "" {
-			t, kind = t[1:], false
+	for _, c := range packed {
+		token := t[c]
+		if kind && token != "" {
+			token, kind = token[1:], false
 		}
-		if len(t) > len(name) || name[:len(t)] != t {
+		if len(token) > len(name) || name[:len(token)] != token {
 			return false
 		}
-		name = name[len(t):]
+		name = name[len(token):]
 	}
 	return name == ""
 }

@@ -30,17 +30,17 @@ func Read(r mem.VirtReader, h Hints) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := readAddresses(r, h, len(n.start))
+	a, err := readAddresses(r, h, n.count)
 	if err != nil {
 		return nil, err
 	}
-	addrs, err := a.decode(len(n.start))
+	addrs, err := a.decode(n.count)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v: %w", ErrCorrupt, a.encoding, err)
 	}
 	anchor, ok := n.anchor()
 	if !ok {
-		return nil, fmt.Errorf("%w: no _text or _stext among %d symbols", ErrCorrupt, len(n.start))
+		return nil, fmt.Errorf("%w: no _text or _stext among %d symbols", ErrCorrupt, n.count)
 	}
 	if i, ok := n.find("_stext"); ok && h.Stext != 0 && addrs[i] != h.Stext {
 		return nil, fmt.Errorf("%w: _stext is %#x, not %#x", ErrCorrupt, addrs[i], h.Stext)

@@ -69,7 +69,7 @@ func (t *Table) Lookup(name string) (Symbol, bool) {
 // functions and variables of different files share names.
 func (t *Table) LookupAll(name string) []Symbol {
 	var out []Symbol
-	for i, ok := t.names.find(name); ok; i, ok = t.names.nextSame(i) {
+	for i, ok := t.names.find(name); ok; i, ok = t.names.nextSame(i, name) {
 		out = append(out, Symbol{Name: name, Addr: t.addrs[i], Type: t.names.symbolType(i)})
 	}
 	return out
