@@ -31,6 +31,7 @@ var allowed = map[string]string{
 	"orc":      "mem arch",
 	"printk":   "mem arch",
 	"btf":      "",
+	"cexpr":    "mem",
 
 	// What one vmlinux says to gdb: sections, symbols, types as BTF and unwinding
 	// as ORC tables say it.
@@ -41,7 +42,7 @@ var allowed = map[string]string{
 	"qemu":      "mem arch rsp qmp vmstate golang.org/x/sys/unix",
 
 	"machine": "mem arch paging",
-	"linux":   "mem arch kallsyms orc printk btf",
+	"linux":   "mem arch kallsyms orc printk btf cexpr",
 	"nested":  "mem arch machine paging svm vmx linux",
 	// What gdb is told of one kernel: its facts (linux) in gdb's form (symfile).
 	"kernelfile": "mem arch linux symfile",
@@ -49,10 +50,10 @@ var allowed = map[string]string{
 	"session": "mem arch machine nested linux kernelfile debugfile gdbserver",
 	// The one place that knows both QEMU and the session.
 	"target": "mem arch machine session qemu vmstate",
-	"report": "mem arch machine paging nested linux session",
+	"report": "mem arch machine paging nested linux session cexpr",
 	// debugfile: only the front end knows whether the person wants servers asked.
 	// kernelfile: "export" writes its files where the person says.
-	"cli": "mem machine paging linux kernelfile debugfile gdbserver session target report lab lab/agent " +
+	"cli": "mem machine paging linux cexpr kernelfile debugfile gdbserver session target report lab lab/agent " +
 		"github.com/spf13/cobra golang.org/x/sys/unix",
 	"cmd/nestdbg": "cli",
 
