@@ -123,6 +123,7 @@ type app struct {
 	// session is what is looked at; for "monitor" it is the gdb server's.
 	session  *session.Session
 	debugger *session.Debugger // only for "monitor"
+	thread   gdbThread         // the same
 }
 
 func (a *app) root() *cobra.Command {

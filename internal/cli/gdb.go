@@ -109,6 +109,9 @@ func runGDB(ctx context.Context, path string, args []string) error {
 //     all inferiors but the current one, and show frames of the stop before;
 //   - machines are attached, not found at connect, because gdb asks for registers
 //     and symbol offsets per process only when it attaches;
+//   - gdb does not say which thread is selected when it hands us a "monitor", and
+//     tells us before only if it wants memory or registers that it does not know yet.
+//     The hook reads a byte that nobody has, silently, so that it does;
 //   - the index cache makes the second start with a vmlinux short, but gdb 13 takes
 //     the line numbers of relocatable files, the modules, wrong from it.
 func (a *app) writeScript(path, socket string) error {
@@ -129,6 +132,7 @@ func (a *app) writeScript(path, socket string) error {
 	for i := range machines {
 		fmt.Fprintf(&b, "inferior %d\nsharedlibrary\n", i+1)
 	}
+	b.WriteString("define hook-monitor\n| output (char *) 1 | true\nend\n")
 	b.WriteString("set confirm on\nset pagination on\n")
 	fmt.Fprintf(&b, "python\n%s\nend\n", attachScript)
 	return os.WriteFile(path, []byte(b.String()), 0o600)

@@ -53,8 +53,15 @@ func cpuFlag(c *cobra.Command, index *int) {
 	c.Flags().IntVar(index, "cpu", -1, "CPU of the machine (default: one that runs, else the first)")
 }
 
-// cpu finds the CPU that a person chose, or a good one.
-func cpu(m *machine.Machine, index int) (*machine.CPU, error) {
+// cpu finds the CPU that a person chose, or a good one: in gdb that of the thread
+// that is selected there.
+func (a *app) cpu(m *machine.Machine, index int) (*machine.CPU, error) {
+	if index < 0 && a.thread.machine == m.Name {
+		if a.thread.task != nil {
+			return nil, usagef("the thread selected in gdb is the task %d; say which CPU is meant with --cpu", a.thread.task.PID)
+		}
+		index = a.thread.cpu
+	}
 	if index >= 0 {
 		if c, ok := m.CPU(index); ok {
 			return c, nil
@@ -84,7 +91,7 @@ func (a *app) regsCommand() *cobra.Command {
 			}
 			cpus := m.CPUs
 			if index >= 0 {
-				one, err := cpu(m, index)
+				one, err := a.cpu(m, index)
 				if err != nil {
 					return err
 				}
@@ -129,7 +136,7 @@ func (a *app) examine(ctx context.Context, index int, f report.Format, where str
 	if err != nil {
 		return err
 	}
-	one, err := cpu(m, index)
+	one, err := a.cpu(m, index)
 	if err != nil {
 		return err
 	}
@@ -173,7 +180,7 @@ func (a *app) vtopCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			one, err := cpu(m, index)
+			one, err := a.cpu(m, index)
 			if err != nil {
 				return err
 			}
@@ -218,7 +225,7 @@ func (a *app) mapsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			one, err := cpu(m, index)
+			one, err := a.cpu(m, index)
 			if err != nil {
 				return err
 			}

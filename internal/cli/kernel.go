@@ -83,7 +83,7 @@ func (a *app) symCommand() *cobra.Command {
 					return a.show(r)
 				}
 			}
-			one, err := cpu(m, index)
+			one, err := a.cpu(m, index)
 			if err != nil {
 				return err
 			}
@@ -128,6 +128,9 @@ belong together.`,
 			if chosen := (pid >= 0) || c.Flags().Changed("cpu"); all && chosen || pid >= 0 && c.Flags().Changed("cpu") {
 				return usagef("bt takes one of PID, --cpu and --all")
 			}
+			if t := a.thread.task; t != nil && !all && pid < 0 && !c.Flags().Changed("cpu") {
+				pid = t.PID
+			}
 			r, err := a.backtraces(c.Context(), func(m *machine.Machine, b *report.Backtracer) error {
 				switch {
 				case all:
@@ -135,7 +138,7 @@ belong together.`,
 				case pid >= 0:
 					return b.Task(pid)
 				}
-				one, err := cpu(m, index)
+				one, err := a.cpu(m, index)
 				if err == nil {
 					b.CPU(one)
 				}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"nestdbg/internal/linux"
 	"nestdbg/internal/session"
 )
 
@@ -30,12 +31,9 @@ func (m *monitor) Monitor(ctx context.Context, pid, tid int, command string, out
 	}
 	a := &app{in: strings.NewReader(""), out: out, errOut: out,
 		live: m.app.live, session: m.app.session, debugger: m.debugger, symbols: m.app.symbols}
-	for _, x := range m.debugger.Tower().Machines {
-		if m.debugger.Number(x) == pid {
-			a.machine = x.Name
-		}
-	}
 	root := a.root()
+	a.thread = m.thread(pid, tid)
+	a.machine = a.thread.machine // the root command has set it to its default
 	root.Use, root.Long = "monitor", ""
 	root.Short = "nestdbg's commands; what belongs to QEMU itself: monitor qemu TEXT"
 	root.AddCommand(&cobra.Command{Use: "qemu TEXT", Short: "Hand a line to QEMU's own monitor", Run: func(*cobra.Command, []string) {}})
@@ -52,6 +50,29 @@ func (m *monitor) Monitor(ctx context.Context, pid, tid int, command string, out
 		}
 	}
 	return nil
+}
+
+// gdbThread is the thread that is selected in a gdb: a CPU, or a task. Without a
+// machine there is none.
+type gdbThread struct {
+	machine string
+	cpu     int         // -1 if it is not one of the machine's
+	task    *linux.Task // nil if it is a CPU
+}
+
+func (m *monitor) thread(pid, tid int) gdbThread {
+	t := gdbThread{cpu: -1}
+	for _, x := range m.debugger.Tower().Machines {
+		if m.debugger.Number(x) == pid {
+			t.machine = x.Name
+		}
+	}
+	if task, ok := m.debugger.TaskThread(pid, tid); ok {
+		t.task = &task
+	} else if _, c, err := m.debugger.Thread(pid, tid); err == nil {
+		t.cpu = c.Index
+	}
+	return t
 }
 
 // cutWord cuts a first word off a line.

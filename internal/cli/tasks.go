@@ -29,7 +29,7 @@ func (a *app) currentCommand() *cobra.Command {
 			}
 			cpus := m.CPUs
 			if index >= 0 {
-				one, err := cpu(m, index)
+				one, err := a.cpu(m, index)
 				if err != nil {
 					return err
 				}

@@ -45,7 +45,7 @@ func (a *app) write(ctx context.Context, index int, where string, data []byte, y
 	if err != nil {
 		return err
 	}
-	one, err := cpu(m, index)
+	one, err := a.cpu(m, index)
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (a *app) write(ctx context.Context, index int, where string, data []byte, y
 	// The machine stands still only now: what the names meant must be looked up again.
 	m, err = a.session.Machine(m.Name)
 	if err == nil {
-		one, err = cpu(m, one.Index)
+		one, err = a.cpu(m, one.Index)
 	}
 	if err == nil {
 		err = writeTo(ctx, d, m, one, at, data)

@@ -151,6 +151,14 @@ func (d *Debugger) task(pid, tid int) (*machine.Machine, *taskStop, *taskState) 
 	return nil, nil, nil
 }
 
+// TaskThread is the task that is a thread, by gdb's numbers; false if it is no task's.
+func (d *Debugger) TaskThread(pid, tid int) (linux.Task, bool) {
+	if _, _, t := d.task(pid, tid); t != nil {
+		return t.task, true
+	}
+	return linux.Task{}, false
+}
+
 // registersOf are the saved registers of a task; none where they are not known.
 func (d *Debugger) registersOf(m *machine.Machine, s *taskStop, t *taskState) *arch.Registers {
 	if t.regs != nil {
