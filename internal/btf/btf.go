@@ -129,8 +129,9 @@ type Spec struct {
 	}
 }
 
-// Parse finds the records of raw BTF, which must not change from then on. base is
-// what it continues, or nil. An unknown kind has an unknown length, so it ends the
+// Parse finds the records of raw BTF, which is not copied: if it changes later, as
+// the memory of a guest may, types are wrong, and nothing worse happens. base is what
+// it continues, or nil. An unknown kind has an unknown length, so it ends the
 // types early: then both what was read and an error are returned.
 func Parse(raw []byte, base *Spec) (*Spec, error) {
 	s := &Spec{base: base, firstID: 1}
@@ -215,7 +216,8 @@ func (s *Spec) Len() int { return len(s.offset) }
 // Base is what this section continues, or nil.
 func (s *Spec) Base() *Spec { return s.base }
 
-// At returns the own type at an index below Len, whose number is First() + index.
+// At returns the own type at an index below Len, whose number is First() + index. A
+// record that is no longer what Parse saw can be void.
 func (s *Spec) At(index int) Type {
 	start, end := s.offset[index], uint32(len(s.types))
 	if index+1 < len(s.offset) {
@@ -223,10 +225,17 @@ func (s *Spec) At(index int) Type {
 	}
 	le := binary.LittleEndian
 	b := s.types[start:end:end]
-	info := le.Uint32(b[4:])
+	info := le.Uint32(b[4:]) // read once
 	t := Type{Kind: Kind(info >> 24 & 0x1f), Flag: info>>31 != 0, Count: int(info & 0xffff),
 		Name: le.Uint32(b), Ref: le.Uint32(b[8:])}
-	t.Data = b[typeSize : typeSize+extra[t.Kind].fixed+t.Count*extra[t.Kind].each]
+	if t.Kind >= KindCount {
+		return Type{}
+	}
+	n := typeSize + extra[t.Kind].fixed + t.Count*extra[t.Kind].each
+	if n > len(b) {
+		return Type{}
+	}
+	t.Data = b[typeSize:n]
 	return t
 }
 

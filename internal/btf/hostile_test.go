@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -97,6 +98,38 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
+// TestChanges flips bytes of what was parsed, as a guest may that runs on.
+func TestChanges(t *testing.T) {
+	whole := sample(t)
+	r := rand.New(rand.NewPCG(1, 1))
+	for range 3000 {
+		raw := slices.Clone(whole)
+		s, err := Parse(raw, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Named("task")
+		for range 1 + r.IntN(20) {
+			raw[headerSize+r.IntN(len(raw)-headerSize)] = byte(r.Uint32())
+		}
+		useAll(s)
+	}
+}
+
+// useAll asks for everything there is.
+func useAll(s *Spec) {
+	for i := range s.Len() {
+		r := s.At(i)
+		s.Size(s.First() + ID(i))
+		if r.IsComposite() {
+			for k := range r.Count {
+				s.Text(s.Member(&r, k).Name)
+			}
+		}
+		s.Named(string(s.Text(r.Name)))
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	whole := sample(f)
 	base, err := Parse(whole, nil)
@@ -115,15 +148,9 @@ func FuzzParse(f *testing.F) {
 			if s == nil {
 				continue
 			}
+			useAll(s)
 			for i := range s.Len() {
-				r := s.At(i)
-				id := s.First() + ID(i)
-				s.Size(id)
-				if r.IsComposite() {
-					for k := range r.Count {
-						s.Text(s.Member(&r, k).Name)
-					}
-				}
+				r, id := s.At(i), s.First()+ID(i)
 				if name := s.Text(r.Name); isNamed(r.Kind) && len(name) > 0 && !slices.Contains(s.Named(string(name)), id) {
 					t.Fatalf("type %d is not found by its name %q", id, name)
 				}

@@ -211,7 +211,7 @@ func (f *fake) finish() Source {
 	cpu := arch.NewRegisters(arch.X86)
 	cpu.Set("cr3", uint64(f.root)|5) // with a PCID
 	return Source{Arch: arch.X86, Phys: f.ram, CPUs: []*arch.Registers{cpu},
-		Ranges: []mem.Range{{First: 0, Last: fakeRAMSize - 1}}, Space: fakeSpaces(f.ram)}
+		Ranges: ranges(0, fakeRAMSize-1), Space: fakeSpaces(f.ram)}
 }
 
 func fakeSpaces(phys mem.PhysReader) func(mem.Phys) (AddressSpace, error) {
@@ -289,3 +289,8 @@ func (f *fake) elfSymbols(list []fakeSymbol) (symtab, strtab, typetab uint64) {
 }
 
 func hexText(v uint64) string { return fmt.Sprintf("%x", v) }
+
+// ranges is one range to search.
+func ranges(first, last uint64) func() []mem.Range {
+	return func() []mem.Range { return []mem.Range{{First: first, Last: last}} }
+}

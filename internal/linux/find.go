@@ -214,8 +214,11 @@ func (c *candidate) checkInfo(l *layout, info VMCoreInfo) error {
 
 // fromMemory searches the machine's memory for VMCOREINFO that is true in it.
 func (f *finder) fromMemory() {
+	if f.src.Ranges == nil {
+		return
+	}
 	seen := map[string]bool{}
-	scanVMCoreInfo(f.src.Phys, f.src.Ranges, func(pa mem.Phys, info VMCoreInfo) {
+	scanVMCoreInfo(f.src.Phys, f.src.Ranges(), func(pa mem.Phys, info VMCoreInfo) {
 		// The page and the note hold the same; so do copies that kexec made.
 		key := fmt.Sprint(info)
 		if seen[key] {

@@ -188,8 +188,8 @@ func TestFindNothing(t *testing.T) {
 	cpu.Set("cr3", 0x1000)
 	for name, src := range map[string]Source{
 		"no memory":     {Arch: arch.X86, Phys: fakeRAM{}, Space: fakeSpaces(fakeRAM{})},
-		"empty memory":  {Arch: arch.X86, Phys: empty, Ranges: []mem.Range{{First: 0, Last: 1<<20 - 1}}, Space: fakeSpaces(empty)},
-		"all addresses": {Arch: arch.X86, Phys: fakeRAM{}, Ranges: []mem.Range{{First: ^uint64(0) - 8191, Last: ^uint64(0)}}, Space: fakeSpaces(fakeRAM{})},
+		"empty memory":  {Arch: arch.X86, Phys: empty, Ranges: ranges(0, 1<<20-1), Space: fakeSpaces(empty)},
+		"all addresses": {Arch: arch.X86, Phys: fakeRAM{}, Ranges: ranges(^uint64(0)-8191, ^uint64(0)), Space: fakeSpaces(fakeRAM{})},
 		"empty tables":  {Arch: arch.X86, Phys: empty, CPUs: []*arch.Registers{cpu}, Space: fakeSpaces(empty)},
 		"no space": {Arch: arch.X86, Phys: empty, CPUs: []*arch.Registers{cpu},
 			Space: func(mem.Phys) (AddressSpace, error) { return nil, errors.New("no") }},

@@ -51,13 +51,14 @@ func (im *image) physBase(l *layout) int64 { return int64(uint64(im.pa) - (uint6
 // contains reports whether a virtual address is in the image.
 func (im *image) contains(a uint64) bool { return a-uint64(im.va) < im.size }
 
-// windowSize is how much of an image is looked at in one piece, bytes.
-const windowSize = 1 << 20
+// windowSize is how much of an image is looked at in one piece, bytes: little enough
+// for a copy to stay in the processor's caches.
+const windowSize = 256 << 10
 
 // window returns the readable bytes at an offset of the image, at most n, without
 // a copy where the memory allows it. It is short at the end of the image and
-// before a page that cannot be read; buf must have room for n.
-func (im *image) window(off uint64, n int, buf []byte) []byte {
+// before a page that cannot be read. Copies are in buf, which is made when needed.
+func (im *image) window(off uint64, n int, buf *[]byte) []byte {
 	if off >= im.size {
 		return nil
 	}
@@ -67,16 +68,19 @@ func (im *image) window(off uint64, n int, buf []byte) []byte {
 			return b
 		}
 	}
-	got, _ := im.phys.ReadPhys(buf[:n], im.pa+mem.Phys(off))
-	return buf[:got]
+	if len(*buf) < n {
+		*buf = make([]byte, n)
+	}
+	got, _ := im.phys.ReadPhys((*buf)[:n], im.pa+mem.Phys(off))
+	return (*buf)[:got]
 }
 
 // windows calls visit with consecutive windows that overlap by overlap bytes, until
 // it returns true. Pages that cannot be read are skipped.
 func (im *image) windows(overlap int, visit func(off uint64, b []byte) bool) {
-	buf := make([]byte, windowSize+overlap)
+	var buf []byte
 	for off := uint64(0); off < im.size; {
-		b := im.window(off, len(buf), buf)
+		b := im.window(off, windowSize+overlap, &buf)
 		if len(b) > 0 && visit(off, b) {
 			return
 		}
@@ -140,13 +144,13 @@ func releaseOf(banner string) string {
 // method is ours; it costs a few milliseconds where the search of all memory
 // costs a second. Before Linux 4.13 the text itself is in the image.
 func (im *image) vmcoreinfo(l *layout, space AddressSpace) (VMCoreInfo, error) {
-	buf := make([]byte, windowSize)
+	var buf []byte
 	seen := pointerCache{}
 	last := (im.size - 1) / windowSize
 	for i := range last + 1 {
 		base := (last - i) * windowSize
 		for off := base; off < min(base+windowSize, im.size); {
-			b := im.window(off, int(base+windowSize-off), buf)
+			b := im.window(off, int(base+windowSize-off), &buf)
 			if info := vmcoreinfoFrom(b, l, im, space, &seen); info != nil {
 				return info, nil
 			}

@@ -37,8 +37,13 @@ func (k *Kernel) Types() (*Types, error) {
 }
 
 // rawBTF is the BTF of the kernel: between its symbols, or searched in the image
-// where data symbols are not listed.
+// where data symbols are not listed. It is the memory's own bytes where they lie
+// together, which they do in a machine that is no guest: a copy would be the largest
+// thing that most questions need.
 func (k *Kernel) rawBTF() ([]byte, error) {
+	if raw, ok := k.sliceBTF(); ok {
+		return raw, nil
+	}
 	if raw, err := k.between("__start_BTF", "__stop_BTF", btfMax); err == nil {
 		return raw, nil
 	}
@@ -53,6 +58,19 @@ func (k *Kernel) rawBTF() ([]byte, error) {
 			return all[at:][:n], nil
 		}
 	}
+}
+
+// sliceBTF is the BTF between its symbols without a copy.
+func (k *Kernel) sliceBTF() ([]byte, bool) {
+	slicer, ok := k.image.phys.(mem.PhysSlicer)
+	first, found := k.lookupCore("__start_BTF")
+	end, found2 := k.lookupCore("__stop_BTF")
+	if !ok || !found || !found2 || !k.image.contains(uint64(first)) || end <= first || end-first > btfMax {
+		return nil, false
+	}
+	size := int(end - first)
+	raw := slicer.SlicePhys(k.image.pa+mem.Phys(first-k.image.va), size)
+	return raw, len(raw) == size
 }
 
 // btfModulesMax bounds the list of modules with BTF.

@@ -42,9 +42,12 @@ type AddressSpace interface {
 
 // Source is the machine whose kernel is looked for.
 type Source struct {
-	Arch   *arch.Arch
-	Phys   mem.PhysReader // searching is faster when it is a mem.PhysSlicer
-	Ranges []mem.Range    // physical addresses worth searching: RAM that is populated
+	Arch *arch.Arch
+	Phys mem.PhysReader // searching is faster when it is a mem.PhysSlicer
+
+	// Ranges lists the physical addresses worth searching: RAM that is populated. It
+	// is asked only when nothing else leads to a kernel. Nil means there are none.
+	Ranges func() []mem.Range
 
 	// Space gives the address space under the value of a page-table root register.
 	Space func(root mem.Phys) (AddressSpace, error)

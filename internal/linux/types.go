@@ -53,8 +53,8 @@ type Member struct {
 // btfMax bounds the BTF that is read, bytes; that of a large kernel has 10 MB.
 const btfMax = 64 << 20
 
-// parseTypes reads raw BTF, which must not change from then on; base is the kernel's
-// for a module's split BTF, else nil. BTF that ends early, as with a kind of type
+// parseTypes reads raw BTF, which is not copied; base is the kernel's for a module's
+// split BTF, else nil. BTF that ends early, as with a kind of type
 // that is newer than this program, has the types up to there.
 func parseTypes(of string, raw []byte, base *Types) (*Types, error) {
 	t := &Types{of: of, base: base}

@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"bytes"
 	"fmt"
 	"sync"
 
@@ -111,12 +112,12 @@ func (k *Kernel) ModuleUnwind(m *Module) (*orc.Table, error) {
 // UserRange is where user programs can be, with 5-level paging.
 func (k *Kernel) UserRange() mem.Range { return k.layout.userRange }
 
-// RawBTF is the BTF of the kernel itself, as it lies in memory. ErrNotFound if it
+// RawBTF is a copy of the BTF of the kernel itself. ErrNotFound if it
 // was built without (CONFIG_DEBUG_INFO_BTF).
 func (k *Kernel) RawBTF() ([]byte, error) {
 	raw, err := k.rawBTF()
 	if err != nil {
 		return nil, fmt.Errorf("types of %s: %w", k.Release, err)
 	}
-	return raw, nil
+	return bytes.Clone(raw), nil
 }

@@ -226,9 +226,9 @@ func (s *Session) live(m *machine.Machine) *liveMachine {
 // source is what package linux may see of m. It reads through the newest m, so
 // a kernel found once stays readable as the machine runs on.
 func source(m *machine.Machine, live *liveMachine) linux.Source {
-	ranges := m.Phys.PhysRanges()
+	ranges := m.Phys.PhysRanges
 	if p, ok := m.Phys.(nested.PopulatedRanger); ok {
-		ranges = p.PopulatedRanges()
+		ranges = p.PopulatedRanges
 	}
 	var cpus []*arch.Registers
 	for _, c := range m.CPUs {
