@@ -22,16 +22,21 @@ type Segment struct {
 	Data []byte
 }
 
-// Machine is a toy. Each element of CPUs is a thread, numbered from 1.
+// Machine is a toy. Each element of CPUs is a thread, numbered from 1; each of
+// Inert one that does not run, numbered from FirstInert.
 type Machine struct {
 	PID       int
 	CPUs      []*arch.Registers
+	Inert     []*arch.Registers
 	Memory    []Segment
 	File      string
 	Text      uint64
 	SlideBy   uint64
 	Libraries []gdbserver.Library
 }
+
+// FirstInert is the number of a machine's first inert thread.
+const FirstInert = 1001
 
 // NewMachine returns a machine whose CPUs start at pc with a stack each.
 func NewMachine(pid, cpus int, pc uint64, memory ...Segment) *Machine {
@@ -112,6 +117,9 @@ func (f *Fake) cpu(pid, tid int) (*Machine, *arch.Registers, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if i := tid - FirstInert; i >= 0 && i < len(m.Inert) {
+		return m, m.Inert[i], nil
+	}
 	if tid < 1 || tid > len(m.CPUs) {
 		return nil, nil, fmt.Errorf("machine %d has no thread %d", pid, tid)
 	}
@@ -179,6 +187,9 @@ func (f *Fake) Threads(_ context.Context, pid int) (threads []gdbserver.Thread, 
 	}
 	for i := range m.CPUs {
 		threads = append(threads, gdbserver.Thread{ID: i + 1, Name: fmt.Sprintf("m%d-cpu%d", pid, i), Extra: "<toy>", Core: i})
+	}
+	for i := range m.Inert {
+		threads = append(threads, gdbserver.Thread{ID: FirstInert + i, Name: fmt.Sprintf("sleeper (%d)", i), Core: -1, Inert: true})
 	}
 	return threads, nil
 }
