@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"regexp"
+	"runtime/debug"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -170,11 +171,16 @@ func (a *app) log() *slog.Logger {
 	return slog.New(slog.NewTextHandler(a.errOut, &slog.HandlerOptions{Level: level}))
 }
 
+// lookGCPercent lets the heap grow to 16 MB before the first collection.
+const lookGCPercent = 400
+
 // open opens the target without looking at it.
 func (a *app) open(ctx context.Context) error {
 	if a.session != nil {
 		return nil
 	}
+	// Most runs end before a collection pays: a cold look makes some 10 MB.
+	debug.SetGCPercent(lookGCPercent)
 	live, err := target.Open(ctx, a.targetSpec)
 	if err != nil {
 		return err

@@ -76,13 +76,22 @@ func (im *image) window(off uint64, n int, buf *[]byte) []byte {
 }
 
 // windows calls visit with consecutive windows that overlap by overlap bytes, until
-// it returns true. Pages that cannot be read are skipped.
+// it returns true. Pages that cannot be read are skipped. It begins behind the first
+// third of the image, which is code, and comes to that last: what is searched is data.
 func (im *image) windows(overlap int, visit func(off uint64, b []byte) bool) {
+	data := im.size / 3 &^ (windowSize - 1)
+	if !im.windowsIn(data, im.size, overlap, visit) {
+		im.windowsIn(0, data, overlap, visit)
+	}
+}
+
+// windowsIn is windows for those that begin from an offset up to another.
+func (im *image) windowsIn(off, end uint64, overlap int, visit func(off uint64, b []byte) bool) (done bool) {
 	var buf []byte
-	for off := uint64(0); off < im.size; {
+	for off < end {
 		b := im.window(off, windowSize+overlap, &buf)
 		if len(b) > 0 && visit(off, b) {
-			return
+			return true
 		}
 		switch {
 		case len(b) >= windowSize:
@@ -91,6 +100,7 @@ func (im *image) windows(overlap int, visit func(off uint64, b []byte) bool) {
 			off = (off+uint64(len(b)))&^(pageSize-1) + pageSize
 		}
 	}
+	return false
 }
 
 var bannerStart = []byte("Linux version ")

@@ -1,8 +1,10 @@
 package linux
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 
@@ -193,7 +195,7 @@ func moduleSymbolList(syms, types, names []byte) []ModuleSymbol {
 			Size:   binary.LittleEndian.Uint64(e[16:]),
 		})
 	}
-	sort.SliceStable(out, func(i, j int) bool { return out[i].Addr < out[j].Addr })
+	slices.SortStableFunc(out, func(a, b ModuleSymbol) int { return cmp.Compare(a.Addr, b.Addr) })
 	return out
 }
 
