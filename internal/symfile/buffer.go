@@ -1,10 +1,18 @@
 package symfile
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // buffer is a section under construction. ELF and DWARF numbers are
 // little-endian here, the byte order of every architecture nestdbg knows.
 type buffer struct{ b []byte }
+
+// grow makes room for n more bytes, which need not be exact. A section of megabytes
+// that grows by itself is copied many times, and fresh memory costs more than what is
+// written to it.
+func (b *buffer) grow(n int) { b.b = slices.Grow(b.b, n) }
 
 func (b *buffer) len() int        { return len(b.b) }
 func (b *buffer) u8(v uint8)      { b.b = append(b.b, v) }

@@ -67,6 +67,9 @@ type row struct {
 	isLast   bool // there is no caller, or none that can be found
 }
 
+// frameBytes is how much .debug_frame an ORC entry takes: 7 bytes in Linux 6.1.
+const frameBytes = 8
+
 // frames adds .debug_frame, made from the ORC tables of all units.
 func (w *writer) frames(units []Unit, ends []mem.Range) {
 	b := frameWriter{places: &w.places}
@@ -74,6 +77,7 @@ func (w *writer) frames(units []Unit, ends []mem.Range) {
 		if u.Unwind == nil {
 			continue
 		}
+		b.out.grow(u.Unwind.Len() * frameBytes)
 		for at, e := range u.Unwind.All() {
 			b.add(at, e)
 		}

@@ -111,6 +111,15 @@ func (w *writer) buildID(id []byte) {
 // symbols adds .symtab and .strtab. Local symbols come first, as ELF wants it.
 func (w *writer) symbols(units []Unit) {
 	var table, names buffer
+	count, size := 1, 1
+	for _, u := range units {
+		for i := range u.Symbols {
+			size += len(u.Symbols[i].Name) + 1
+		}
+		count += len(u.Symbols)
+	}
+	table.grow(count * elfSymbolSize)
+	names.grow(size)
 	table.bytes(make([]byte, elfSymbolSize)...)
 	names.u8(0)
 	locals := uint32(1)
