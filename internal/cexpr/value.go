@@ -220,3 +220,12 @@ func (v Value) Deref() (Value, error) {
 	}
 	return Value{Type: d.Elem, InMemory: true, Addr: a, env: v.env}, nil
 }
+
+// Known refuses a symbol of which only the address is known, and says what to write
+// instead; and per-CPU data without a CPU.
+func (v Value) Known() error {
+	if v.InMemory && v.PerCPU {
+		return v.perCPUError()
+	}
+	return typed(v)
+}

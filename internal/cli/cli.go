@@ -94,8 +94,12 @@ func isUsage(err error) bool {
 // examineWord is gdb's spelling of the command x with its format.
 var examineWord = regexp.MustCompile(`^x/[0-9]*[a-z]*$`)
 
-// splitExamine turns gdb's spelling "x/16gx" into a command and its format.
+// splitExamine turns gdb's spellings "x/16gx" and "p/x" into a command and its
+// format, and keeps expressions apart from options.
 func splitExamine(args []string) []string {
+	if split, ok := splitPrint(args); ok {
+		return split
+	}
 	for i, s := range args {
 		value := i > 0 && slices.Contains([]string{"-t", "--target", "-m", "--machine", "--symbols"}, args[i-1])
 		if s == "--" {

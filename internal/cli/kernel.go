@@ -17,6 +17,7 @@ import (
 func (a *app) kernelCommands() []*cobra.Command {
 	return []*cobra.Command{
 		a.dmesgCommand(), a.psCommand(), a.currentCommand(), a.lsmodCommand(), a.symCommand(), a.btCommand(),
+		a.printCommand(), a.structCommand(),
 	}
 }
 

@@ -11,6 +11,9 @@ type Symbol struct {
 	Size   uint64 // bytes: up to the next symbol if its own size is not recorded; 0 if unknown
 }
 
+// symbolsOfKernel is what a Problem with all symbols of the kernel is about.
+const symbolsOfKernel = "symbols of the kernel"
+
 // LookupAll is every symbol with this name: those of the kernel by ascending
 // address, then those of the modules in their order. Problems are modules whose
 // symbols could not be read.
@@ -19,7 +22,7 @@ func (k *Kernel) LookupAll(name string) ([]Symbol, []Problem) {
 	var problems []Problem
 	table, err := k.Symbols()
 	if err != nil {
-		problems = append(problems, Problem{"symbols of the kernel", err})
+		problems = append(problems, Problem{symbolsOfKernel, err})
 	} else {
 		for _, s := range table.LookupAll(name) {
 			size := uint64(0)
