@@ -51,14 +51,14 @@ func (s *Spec) Named(name string) (ids []ID) {
 func (s *Spec) indexNames() nameIndex {
 	count := 0
 	for i := range s.offset {
-		if isNamed(s.kindAt(i)) {
+		if isNamed(s.KindAt(i)) {
 			count++
 		}
 	}
 	x := nameIndex{seed: maphash.MakeSeed(), head: make([]uint32, 1<<bits.Len(uint(count))),
 		entries: make([]indexEntry, 0, count)}
 	for i := len(s.offset) - 1; i >= 0; i-- {
-		if !isNamed(s.kindAt(i)) {
+		if !isNamed(s.KindAt(i)) {
 			continue
 		}
 		name := s.Text(s.At(i).Name)
@@ -73,5 +73,5 @@ func (s *Spec) indexNames() nameIndex {
 	return x
 }
 
-// kindAt is At(i).Kind for loops over everything.
-func (s *Spec) kindAt(i int) Kind { return Kind(s.types[s.offset[i]+7] & 0x1f) }
+// KindAt is At(i).Kind, for loops over everything.
+func (s *Spec) KindAt(i int) Kind { return Kind(s.types[s.offset[i]+7] & 0x1f) }

@@ -161,10 +161,10 @@ func (d *describer) functions(symbols []Symbol) {
 		}
 	}
 	for i := range d.own.Len() {
-		r := d.own.record(i)
-		if r.Kind != btf.Func {
+		if d.own.KindAt(i) != btf.Func {
 			continue
 		}
+		r := d.own.record(i)
 		f := byName[string(d.own.Text(r.Name))]
 		if f == nil || f.symbol < 0 || f.isAmbiguous {
 			continue
@@ -178,17 +178,17 @@ func (d *describer) functions(symbols []Symbol) {
 func (d *describer) prototypes() map[string]*function {
 	count := 0
 	for i := range d.own.Len() {
-		if r := d.own.record(i); r.Kind == btf.Func {
+		if d.own.KindAt(i) == btf.Func {
 			count++
 		}
 	}
 	byName := make(map[string]*function, count)
 	all := make([]function, 0, count) // does not grow: byName points into it
 	for i := range d.own.Len() {
-		r := d.own.record(i)
-		if r.Kind != btf.Func {
+		if d.own.KindAt(i) != btf.Func {
 			continue
 		}
+		r := d.own.record(i)
 		name := d.own.Text(r.Name)
 		if f := byName[string(name)]; f != nil {
 			f.isAmbiguous = f.isAmbiguous || f.proto != r.Ref
@@ -244,7 +244,8 @@ func (d *describer) variables(u *Unit) {
 	type variable struct{ name, typ uint32 }
 	byName := make(map[string]variable)
 	for i := range d.own.Len() {
-		if r := d.own.record(i); r.Kind == btf.Var {
+		if d.own.KindAt(i) == btf.Var {
+			r := d.own.record(i)
 			byName[string(d.own.Text(r.Name))] = variable{r.Name, r.Ref}
 		}
 	}
