@@ -42,7 +42,7 @@ func (a *app) gdb(ctx context.Context, program string, args []string) error {
 	if err != nil {
 		return usagef("no %s here: install gdb, or name one with --gdb (%w)", program, err)
 	}
-	if err := a.look(ctx, session.Full); err != nil {
+	if err := a.open(ctx); err != nil {
 		return err
 	}
 	// gdb would say it in more words.
@@ -54,8 +54,8 @@ func (a *app) gdb(ctx context.Context, program string, args []string) error {
 		return err
 	}
 	defer clean()
-	script := filepath.Join(filepath.Dir(l.Addr().String()), "init.gdb")
-	if err := a.writeScript(script, l.Addr().String()); err != nil {
+	s := newScripts(l.Addr().String())
+	if err := s.writeInit(); err != nil {
 		return err
 	}
 	// Ctrl-C ends the context that we were given, and is for gdb alone from here on.
@@ -63,17 +63,48 @@ func (a *app) gdb(ctx context.Context, program string, args []string) error {
 	defer stop()
 	served := make(chan error, 1)
 	go func() {
-		files := a.newFiles()
-		if !a.debuginfod { // its servers may keep us waiting
-			// gdb takes a while to start. It can connect already, and is answered
-			// when this is done.
-			files.Prepare(ctx)
+		files, err := a.prepareGDB(ctx, s)
+		if err != nil {
+			l.Close()
+			stop() // gdb waits for an answer that will not come
+			served <- err
+			return
 		}
 		served <- a.accept(ctx, l, files)
 	}()
-	err = runGDB(ctx, path, append([]string{"-q", "-x", script}, args...))
+	err = runGDB(ctx, path, append([]string{"-q", "-x", s.init}, args...))
 	stop()
 	return errors.Join(err, <-served)
+}
+
+// prepareGDB looks, while gdb starts, which takes it longer: it can connect at once,
+// and is answered when the machines are known.
+func (a *app) prepareGDB(ctx context.Context, s scripts) (*session.Files, error) {
+	err := a.look(ctx, session.Full)
+	if err == nil {
+		err = s.writeMachines(a.numbers())
+	}
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return a.newFiles(), nil // gdb has ended, or we were told to: that is no failure
+	case err != nil:
+		return nil, err
+	}
+	files := a.newFiles()
+	if a.debuginfod { // its servers may keep us waiting
+		settle()
+	} else {
+		files.Prepare(settle)
+	}
+	return files, nil
+}
+
+// numbers are the process numbers of the machines.
+func (a *app) numbers() (out []int) {
+	for _, m := range a.session.Tower().Machines {
+		out = append(out, a.session.Number(m))
+	}
+	return out
 }
 
 // gdbGrace is what gdb gets to end by itself when we are told to.
@@ -98,15 +129,35 @@ func runGDB(ctx context.Context, path string, args []string) error {
 	return err
 }
 
-// writeScript writes what gdb executes first. Each line is needed for a reason
-// found by trying gdb 13 and 16:
+// scripts are what gdb executes first. The second is there when gdb gets its first
+// answer.
+type scripts struct{ socket, init, machines string }
+
+func newScripts(socket string) scripts {
+	dir := filepath.Dir(socket)
+	return scripts{socket: socket, init: filepath.Join(dir, "init.gdb"), machines: filepath.Join(dir, "machines.gdb")}
+}
+
+// writeInit writes the script that connects. Each line is needed for a reason found
+// by trying gdb 13 and 16:
 //   - without auto-connect-native-target off, "attach 1" after a lost connection
 //     would go for process 1 of this host;
 //   - schedule-multiple on, because a guest can run only while its hypervisor does;
 //   - an empty sysroot makes gdb open files itself instead of asking us for them;
-//   - reading symbols for an attach can take longer than gdb's 2 s of patience;
+//   - gdb's 2 s of patience are not enough for the first look at a machine whose
+//     memory has to be searched;
 //   - gdb 13 and 16 keep what they read of stacks and code across a resumption in
-//     all inferiors but the current one, and show frames of the stop before;
+//     all inferiors but the current one, and show frames of the stop before.
+func (s scripts) writeInit() error {
+	text := "set confirm off\nset pagination off\n" +
+		"set auto-connect-native-target off\nset schedule-multiple on\nset sysroot\n" +
+		"set stack-cache off\nset code-cache off\nset remotetimeout 600\n" +
+		"target extended-remote " + s.socket + "\nsource " + s.machines + "\n"
+	return os.WriteFile(s.init, []byte(text), 0o600)
+}
+
+// writeMachines writes the script that attaches to the machines with these numbers:
+//   - reading symbols for an attach can take longer than gdb's 2 s of patience, too;
 //   - machines are attached, not found at connect, because gdb asks for registers
 //     and symbol offsets per process only when it attaches;
 //   - gdb does not say which thread is selected when it hands us a "monitor", and
@@ -114,26 +165,21 @@ func runGDB(ctx context.Context, path string, args []string) error {
 //     The hook reads a byte that nobody has, silently, so that it does;
 //   - the index cache makes the second start with a vmlinux short, but gdb 13 takes
 //     the line numbers of relocatable files, the modules, wrong from it.
-func (a *app) writeScript(path, socket string) error {
+func (s scripts) writeMachines(numbers []int) error {
 	var b strings.Builder
-	b.WriteString("set confirm off\nset pagination off\n" +
-		"set auto-connect-native-target off\nset schedule-multiple on\nset sysroot\nset remotetimeout 30\n" +
-		"set stack-cache off\nset code-cache off\n" +
-		"set index-cache enabled on\nset auto-solib-add off\n")
-	fmt.Fprintf(&b, "target extended-remote %s\n", socket)
-	machines := a.session.Tower().Machines
-	for i, m := range machines {
+	b.WriteString("set remotetimeout 30\nset index-cache enabled on\nset auto-solib-add off\n")
+	for i, pid := range numbers {
 		if i > 0 {
 			fmt.Fprintf(&b, "add-inferior\ninferior %d\n", i+1)
 		}
-		fmt.Fprintf(&b, "attach %d\n", a.session.Number(m))
+		fmt.Fprintf(&b, "attach %d\n", pid)
 	}
 	b.WriteString("set index-cache enabled off\nset auto-solib-add on\n")
-	for i := range machines {
+	for i := range numbers {
 		fmt.Fprintf(&b, "inferior %d\nsharedlibrary\n", i+1)
 	}
 	b.WriteString("define hook-monitor\n| output (char *) 1 | true\nend\n")
 	b.WriteString("set confirm on\nset pagination on\n")
 	fmt.Fprintf(&b, "python\n%s\nend\n", attachScript)
-	return os.WriteFile(path, []byte(b.String()), 0o600)
+	return os.WriteFile(s.machines, []byte(b.String()), 0o600)
 }

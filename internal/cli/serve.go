@@ -50,19 +50,23 @@ func (a *app) serve(ctx context.Context, listen string, remote bool) error {
 	}
 	defer clean()
 	fmt.Fprintf(a.out, "listening on %s\n", l.Addr())
+	settle()
 	return a.accept(ctx, l, a.newFiles())
 }
 
 // serverGCPercent lets a third of what is in use be garbage.
 const serverGCPercent = 33
 
+// settle is for what lives long beside a machine that needs the memory: less garbage
+// is worth a little time, and what finding the kernels took goes back now.
+func settle() {
+	debug.SetGCPercent(serverGCPercent)
+	debug.FreeOSMemory()
+}
+
 // accept serves one client after the other until ctx is done or QEMU ends, which is
 // the only end that is an error. In the end it closes files.
 func (a *app) accept(ctx context.Context, l net.Listener, files *session.Files) error {
-	// A server lives long beside a machine that needs the memory: less garbage is
-	// worth a little time, and what finding the kernels took goes back now.
-	debug.SetGCPercent(serverGCPercent)
-	debug.FreeOSMemory()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() { cancel(a.waitEnd(ctx)) }()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"nestdbg/internal/debugfile"
 	"nestdbg/internal/gdbserver"
@@ -19,14 +20,25 @@ import (
 )
 
 // Files tells gdb which files describe the kernel and modules of each machine,
-// and where they were loaded. It implements gdbserver.Symbols.
+// and where they were loaded. It implements gdbserver.Symbols, and is safe for
+// concurrent use.
 type Files struct {
 	session *Session
 	finder  *debugfile.Finder
 	log     *slog.Logger
 
-	dir   string            // private, for files made here; "" until needed
-	files map[string]string // made here, by what they describe; "" if that failed
+	ending   context.CancelFunc // ends what Prepare began
+	prepared sync.WaitGroup
+
+	mu    sync.Mutex
+	dir   string               // private, for files made here; "" until needed; guarded by mu
+	files map[string]*madeFile // by what they describe; guarded by mu
+}
+
+// madeFile is a file that is made here when it is asked for first.
+type madeFile struct {
+	once sync.Once
+	path string // "" if it could not be made; set once
 }
 
 // NewFiles searches the given directories first, then the system's, then asks
@@ -34,32 +46,44 @@ type Files struct {
 func NewFiles(s *Session, dirs []string, ask func(buildID string) string, log *slog.Logger) *Files {
 	finder := debugfile.New(dirs...)
 	finder.Ask = ask
-	return &Files{session: s, finder: finder, log: log, files: make(map[string]string)}
+	return &Files{session: s, finder: finder, log: log, files: make(map[string]*madeFile), ending: func() {}}
 }
 
-// Close removes the files that were made for gdb.
+// Close removes the files that were made for gdb. Nobody may ask any more.
 func (f *Files) Close() error {
+	f.ending()
+	f.prepared.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.dir == "" {
 		return nil
 	}
 	return os.RemoveAll(f.dir)
 }
 
-// Prepare makes the files for the machines of the last look, which takes a while,
-// so that they are at hand when somebody asks. It leaves off when ctx is done.
-func (f *Files) Prepare(ctx context.Context) {
-	for _, m := range f.session.Tower().Machines {
-		if ctx.Err() != nil {
-			return
+// Prepare begins to make the files for the machines of the last look, in the order
+// in which gdb will ask for them: it reads one while the next is made. Who asks for
+// one that is not ready waits for that one. Preconditions: it is called once. When
+// all are made it calls done.
+func (f *Files) Prepare(done func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	f.ending = cancel
+	f.prepared.Go(func() {
+		defer done()
+		for _, m := range f.session.Tower().Machines {
+			pid := f.session.Number(m)
+			for _, ask := range []func(){func() { f.ExecFile(pid) }, func() { f.Libraries(pid) }} {
+				if ctx.Err() != nil {
+					return
+				}
+				ask()
+			}
 		}
-		pid := f.session.Number(m)
-		f.ExecFile(pid)
-		f.Libraries(pid)
-	}
+	})
 }
 
 // place returns a path for a file made here for one machine. The name may come from
-// the guest: it leads to no other directory.
+// the guest: it leads to no other directory. Preconditions: f.mu is held.
 func (f *Files) place(m *machine.Machine, name string) (string, error) {
 	if f.dir == "" {
 		dir, err := os.MkdirTemp("", "nestdbg-") // mode 0700
@@ -74,17 +98,27 @@ func (f *Files) place(m *machine.Machine, name string) (string, error) {
 }
 
 // made returns the path of a file that write makes, once for a key. What could
-// not be made is not tried again.
+// not be made is not tried again, and only the first who asked is told why.
 func (f *Files) made(m *machine.Machine, name, key string, write func(io.Writer) ([]string, error)) (string, error) {
 	key = name + " " + key
-	if path, ok := f.files[key]; ok {
-		return path, nil
+	f.mu.Lock()
+	file := f.files[key]
+	if file == nil {
+		file = &madeFile{}
+		f.files[key] = file
 	}
-	f.files[key] = ""
 	path, err := f.place(m, fmt.Sprintf("%s-%d", name, len(f.files)))
-	if err != nil {
-		return "", err
-	}
+	f.mu.Unlock()
+	file.once.Do(func() {
+		if err == nil {
+			file.path, err = f.create(m, name, path, write)
+		}
+	})
+	return file.path, err
+}
+
+// create writes a file and logs what is missing in it.
+func (f *Files) create(m *machine.Machine, name, path string, write func(io.Writer) ([]string, error)) (string, error) {
 	out, err := os.Create(path)
 	if err != nil {
 		return "", err
@@ -97,7 +131,6 @@ func (f *Files) made(m *machine.Machine, name, key string, write func(io.Writer)
 	if err := errors.Join(err, buffered.Flush(), out.Close()); err != nil {
 		return "", errors.Join(err, os.Remove(path))
 	}
-	f.files[key] = path
 	return path, nil
 }
 
@@ -115,6 +148,8 @@ func (f *Files) frameFile(m *machine.Machine, k *linux.Kernel, modules []linux.M
 // what it knows of a file between inferiors, and adds the section addresses of
 // the second machine to those of the first.
 func (f *Files) own(m *machine.Machine, path string) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	link, err := f.place(m, filepath.Base(path))
 	if err != nil {
 		return "", err
@@ -189,7 +224,11 @@ func (f *Files) Slide(pid int) (uint64, bool) {
 	return k.Slide, true
 }
 
-func (f *Files) isMade(path string) bool { return f.dir != "" && strings.HasPrefix(path, f.dir+"/") }
+func (f *Files) isMade(path string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.dir != "" && strings.HasPrefix(path, f.dir+"/")
+}
 
 // Libraries implements gdbserver.Symbols: the modules, from their files where
 // they are at hand, else from memory.
