@@ -29,6 +29,10 @@ func (r refusal) Error() string { return string(r) }
 
 func refuse(format string, args ...any) error { return refusal(fmt.Sprintf(format, args...)) }
 
+// Refuse is an error of a Target's part whose text the client shows to the person:
+// the request was understood, and cannot be done for a reason that they can act on.
+func Refuse(format string, args ...any) error { return refuse(format, args...) }
+
 // errBadPacket is a client's mistake.
 var errBadPacket = errors.New("bad arguments")
 

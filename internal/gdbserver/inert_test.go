@@ -133,3 +133,15 @@ func TestGDBInertThreads(t *testing.T) {
 	g.want("thread 2.2", "has terminated")
 	g.want("info threads", `\* 2\.1 +Thread 2\.1 `)
 }
+
+// TestRefusal: the text of a refusal reaches the person, as it is.
+func TestRefusal(t *testing.T) {
+	s := asleep(t)
+	s.fake.Fail = func(call string) error {
+		if call == "register" {
+			return gdbserver.Refuse("%s does not run", "sleeper (0)")
+		}
+		return nil
+	}
+	s.check("Hgp2.3e9", "OK", "P1=0000000000000000", "E.sleeper (0) does not run")
+}

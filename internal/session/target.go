@@ -159,14 +159,14 @@ func (t *target) WriteMemory(ctx context.Context, pid, tid int, addr uint64, p [
 // the hypervisor's hands, which would overwrite them at the next entry.
 func (t *target) WriteRegister(ctx context.Context, pid, tid, reg int, value []byte) error {
 	if _, _, task := t.task(pid, tid); task != nil {
-		return fmt.Errorf("task %s does not run: its registers cannot be written", taskText(&task.task))
+		return gdbserver.Refuse("task %s does not run: its registers cannot be written", taskText(&task.task))
 	}
 	m, c, err := t.Thread(pid, tid)
 	if err != nil {
 		return err
 	}
 	if c.State != machine.Running && c.State != machine.Halted {
-		return fmt.Errorf("%s CPU %d is %s: its registers can be written only while it runs on a CPU",
+		return gdbserver.Refuse("%s CPU %d is %s: its registers can be written only while it runs on a CPU",
 			m.Name, c.Index, c.State)
 	}
 	if err := t.stub.WriteRegister(ctx, c.On, reg, value); err != nil {
