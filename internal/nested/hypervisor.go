@@ -38,14 +38,14 @@ func byHypervisor(m *machine.Machine, found map[mem.Phys]*candidate, opt Options
 			roads[uint64(vm.Addr)] = road
 		}
 		for _, v := range vm.VCPUs {
-			listedCPU(m, found, vm, v)
+			listedCPU(m, k, found, vm, v)
 		}
 	}
 	return true, roads
 }
 
 // listedCPU marks or adds the control block that a vCPU of the list runs on.
-func listedCPU(m *machine.Machine, found map[mem.Phys]*candidate, vm linux.VM, v linux.VCPU) {
+func listedCPU(m *machine.Machine, k *linux.Kernel, found map[mem.Phys]*candidate, vm linux.VM, v linux.VCPU) {
 	at := v.Control.Phys
 	if at == 0 {
 		return
@@ -62,8 +62,43 @@ func listedCPU(m *machine.Machine, found map[mem.Phys]*candidate, vm linux.VM, v
 	found[at] = c
 	c.vm, c.index, c.fromList = uint64(vm.Addr), v.ID, true
 	c.evidence = append(c.evidence, fmt.Sprintf("vCPU %d of struct kvm at %#x, VMM %s (PID %d)", v.ID, vm.Addr, vm.Comm, vm.PID))
-	if v.Mode == linux.VCPUOutside {
+	switch {
+	case v.Mode == linux.VCPUOutside:
 		c.fill = func(r *arch.Registers) { takeOver(r, v.Regs) }
+	case c.on >= 0:
+	case c.left != nil:
+		c.fill = func(r *arch.Registers) {
+			complete(r, c.left, arch.General)
+			complete(r, v.Regs, arch.System)
+		}
+	case !leaving(m, k):
+		// It is between its guest and the rest of KVM, on a CPU of the hypervisor.
+		c.fill = func(r *arch.Registers) { complete(r, v.Regs, arch.System) }
+	}
+}
+
+// leaving reports whether a CPU of m is in the code that leaves a guest, where the
+// guest's registers are being moved from the CPU to memory. Which guest's that is is
+// not asked: it takes a few instructions only.
+func leaving(m *machine.Machine, k *linux.Kernel) bool {
+	for _, c := range m.CPUs {
+		pc, ok := c.Regs.PC()
+		if c.State == machine.Running && (!ok || pc > c.EntryPC && k.InGuestEntry(mem.Virt(pc))) {
+			return true
+		}
+	}
+	return false
+}
+
+// complete adds registers up to a kind that the control block has not.
+func complete(r, from *arch.Registers, last arch.Kind) {
+	if from == nil {
+		return
+	}
+	for i, reg := range r.Arch().Regs {
+		if b := from.Bytes(i); b != nil && reg.Kind <= last && !r.Known(i) {
+			_ = r.SetBytes(i, b)
+		}
 	}
 }
 

@@ -43,6 +43,9 @@ type technology interface {
 	// land says where the guest CPU continues after the next entry with this
 	// control block.
 	land(m *machine.Machine, c *machine.CPU, page []byte) (Landing, error)
+	// delivering reports whether a control block says that its guest has been
+	// given an event and has not left since; false if it cannot be read.
+	delivering(memory mem.PhysReader, control mem.Phys) bool
 	// quickReject says that a page is no control block, at the cost of a cache line.
 	quickReject(page []byte) bool
 	// parse decodes a page that may be a control block; ok is its plausibility.
@@ -90,6 +93,7 @@ type candidate struct {
 	vm       uint64
 	index    int // the hypervisor's number for this CPU, or -1
 	fromList bool
+	left     *arch.Registers       // of the CPU that left it and executed nothing since, or nil
 	fill     func(*arch.Registers) // adds registers that the hypervisor keeps elsewhere
 	evidence []string
 }
@@ -169,6 +173,9 @@ func executing(m *machine.Machine, tech technology, found map[mem.Phys]*candidat
 		if at, ok := tech.lastUsed(device); ok && found[at] == nil {
 			if cand := inspect(m, tech, at); cand != nil {
 				cand.evidence = append(cand.evidence, fmt.Sprintf("last entered by CPU %d", c.Index))
+				if pc, ok := device.PC(); ok && pc == c.EntryPC {
+					cand.left = device
+				}
 				found[at] = cand
 			}
 		}

@@ -140,6 +140,17 @@ func (svmTechnology) entering(cpu *arch.Registers) (mem.Phys, bool) {
 	return mem.Phys(at), ok
 }
 
+// delivering uses what QEMU's emulation leaves of EVENTINJ: delivery clears the
+// valid bit only, and the exit clears the rest (QEMU 7.2 target/i386/tcg,
+// seg_helper.c:do_interrupt_all, sysemu/svm_helper.c:do_vmexit).
+func (svmTechnology) delivering(memory mem.PhysReader, control mem.Phys) bool {
+	var b [4]byte
+	if _, err := memory.ReadPhys(b[:], control+svm.EventInjOffset); err != nil {
+		return false
+	}
+	return b != [4]byte{}
+}
+
 // Types of an injected event (AMD APM Vol. 2, "Event Injection").
 const (
 	injectInterrupt = 0

@@ -56,6 +56,9 @@ func (d *Debugger) Take(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if running {
+		d.AwaitQuiet(ctx)
+	}
 	stub, err := d.open(ctx)
 	if err != nil {
 		return err
@@ -75,6 +78,7 @@ func (d *Debugger) Release(ctx context.Context) error {
 	}
 	stub := d.stub
 	d.stub = nil
+	d.AwaitQuiet(ctx) // it may run, and is stopped to clear the traps
 	clear(d.attached)
 	cleared := d.traps.clearAll(ctx, stub)
 	if err := stub.Close(ctx, d.wasRunning); err != nil {

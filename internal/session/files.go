@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -134,14 +135,22 @@ func (f *Files) create(m *machine.Machine, name, path string, write func(io.Writ
 	return path, nil
 }
 
-// frameFile is the call-frame information that the vendor's files lack, for a
+// frames appends the call-frame information that the vendor's files lack, for a
 // kernel with these modules.
-func (f *Files) frameFile(m *machine.Machine, k *linux.Kernel, modules []linux.Module) (string, error) {
+func (f *Files) frames(out []gdbserver.Library, m *machine.Machine, k *linux.Kernel, modules []linux.Module) []gdbserver.Library {
 	key := fmt.Sprintf("%s %#x", m.Name, k.TextVA)
 	for _, x := range modules {
 		key += fmt.Sprintf(" %s@%#x", x.Name, x.Base)
 	}
-	return f.made(m, "frames", key, func(w io.Writer) ([]string, error) { return kernelfile.Frames(k, w) })
+	path, err := f.made(m, "frames", key, func(w io.Writer) ([]string, error) { return kernelfile.Frames(k, w) })
+	if err != nil {
+		f.log.Warn("no frame information for assembly; backtraces through it may be wrong",
+			"machine", m.Name, "error", err)
+	}
+	if path == "" {
+		return out
+	}
+	return append(out, gdbserver.Library{Path: path, Sections: []uint64{0}}) // its one section stays where it is
 }
 
 // own gives a module's file a path of its own for each machine. gdb 13 shares
@@ -246,19 +255,18 @@ func (f *Files) Libraries(pid int) []gdbserver.Library {
 		f.log.Warn("modules are not known", "machine", m.Name, "error", err)
 		return nil
 	}
+	found := make([]string, len(modules))
+	for i, mod := range modules {
+		found[i] = f.finder.Module(mod.BuildID, k.Release, mod.Name)
+	}
 	var out []gdbserver.Library
+	// Files that are made here have their call frames in them.
+	if !f.isMade(f.ExecFile(pid)) || slices.ContainsFunc(found, func(path string) bool { return path != "" }) {
+		out = f.frames(out, m, k, modules)
+	}
 	made := kernelfile.NewModules(k)
-	path, err := f.frameFile(m, k, modules)
-	if err != nil {
-		f.log.Warn("no frame information for assembly; backtraces through it may be wrong",
-			"machine", m.Name, "error", err)
-	}
-	if path != "" {
-		// Its one section stays where it is.
-		out = append(out, gdbserver.Library{Path: path, Sections: []uint64{0}})
-	}
-	for _, mod := range modules {
-		path := f.finder.Module(mod.BuildID, k.Release, mod.Name)
+	for i, mod := range modules {
+		path := found[i]
 		if path == "" {
 			out = f.fromMemory(out, m, made, &mod)
 			continue

@@ -28,6 +28,9 @@ type Session struct {
 	kernels map[string]*kernelResult // by machine name; guarded by mu
 	lives   map[string]*liveMachine  // by machine name; guarded by mu
 	numbers map[string]int           // process numbers by machine name; guarded by mu
+
+	deliveries *nested.Deliveries // to look at before a stop; nil: not known; guarded by mu
+	harmless   bool               // the backend's stops hurt nobody; guarded by mu
 }
 
 type kernelResult struct {
@@ -74,18 +77,14 @@ func (s *Session) Look(ctx context.Context, effort Effort) (*machine.Tower, erro
 
 // look is Look when it is known whether the machine runs.
 func (s *Session) look(ctx context.Context, effort Effort, running bool) (*machine.Tower, error) {
+	if running {
+		s.AwaitQuiet(ctx)
+	}
 	cpus, err := s.backend.CPUs(ctx)
 	if err != nil {
 		return nil, err
 	}
-	root := &machine.Machine{Name: "l1", Level: 1, Arch: s.backend.Arch(), Phys: s.backend.Memory()}
-	for i, r := range cpus {
-		c := &machine.CPU{Index: i, On: i, Regs: r, Source: "device state"}
-		if halted, _ := r.Get("halted"); halted != 0 {
-			c.State = machine.Halted
-		}
-		root.CPUs = append(root.CPUs, c)
-	}
+	root := s.root(cpus)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	opt := nested.Options{Scan: effort == Full}
@@ -101,6 +100,7 @@ func (s *Session) look(ctx context.Context, effort Effort, running bool) (*machi
 	}
 	s.running = running
 	s.tower = s.finder.Build(root, opt)
+	s.deliveries = nested.NewDeliveries(root, cpus, s.tower)
 	for _, m := range s.tower.Machines {
 		s.live(m)
 		if m.Parent != nil && s.kernels[m.Parent.Name] != nil {

@@ -9,6 +9,10 @@ type Event struct {
 	ErrorCode uint32
 }
 
+// EventInjOffset is where EVENTINJ is in a VMCB, 8 bytes (AMD APM Vol. 2,
+// "Layout of VMCB").
+const EventInjOffset = offEventInj
+
 // EventInjection is the event that the next VMRUN of this VMCB delivers.
 func (v *VMCB) EventInjection() Event {
 	e := v.u64(offEventInj)

@@ -81,6 +81,32 @@ func (l *Live) CPUs(ctx context.Context) ([]*arch.Registers, error) {
 	return s.CPUs, nil
 }
 
+// peeked are the registers that lead to page tables, by arch's names and QEMU's.
+var peeked = map[string]string{"cr0": "CR0", "cr3": "CR3", "cr4": "CR4", "efer": "EFER", "rip": "RIP"}
+
+// Peek implements session.Peeker. Stops are harmless where a processor does the
+// work, and a risk under QEMU's emulation.
+func (l *Live) Peek(ctx context.Context) ([]*arch.Registers, error) {
+	if l.qemu.Info().Accel == "kvm" {
+		return nil, nil
+	}
+	cpus, err := l.qemu.PeekRegisters(ctx)
+	if err != nil {
+		return nil, gone(err)
+	}
+	var out []*arch.Registers
+	for _, c := range cpus {
+		r := arch.NewRegisters(l.arch)
+		for name, theirs := range peeked {
+			if v, ok := c[theirs]; ok {
+				r.Set(name, v)
+			}
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
 // WaitEnd returns a session.ErrGone when QEMU has ended, or the error of ctx.
 func (l *Live) WaitEnd(ctx context.Context) error { return gone(l.qemu.WaitEnd(ctx)) }
 

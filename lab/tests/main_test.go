@@ -24,6 +24,8 @@ import (
 	"testing"
 	"time"
 
+	"nestdbg/internal/session"
+	"nestdbg/internal/target"
 	"nestdbg/lab"
 )
 
@@ -123,10 +125,17 @@ func sharedLabs() map[string]*sharedMachine {
 		// RAM with a hole below 4 GiB, two VMs of two CPUs.
 		"two": {Memory: 5 << 30, VMs: 2, VMCPUs: 2},
 	} {
-		o.Name, o.Agent = *prefix+"-"+name, suite.binary
-		out[name] = &sharedMachine{options: o}
+		out[name] = newShared(name, o)
+	}
+	for name, o := range otherKernels {
+		out[name] = newShared(name, o)
 	}
 	return out
+}
+
+func newShared(name string, o lab.Options) *sharedMachine {
+	o.Name, o.Agent = *prefix+"-"+name, suite.binary
+	return &sharedMachine{options: o}
 }
 
 // bootShared boots a lab, or finds the one that -keep left.
@@ -154,7 +163,8 @@ func bootShared(o lab.Options) (*lab.Lab, error) {
 	}
 }
 
-// sharedLab is the lab of this name, running: "kaslr", "samekaslr" or "two". A
+// sharedLab is the lab of this name, running: "kaslr", "samekaslr", "two" or that of
+// another kernel, such as "6.12". A
 // test leaves it as it was, but for what its guests did meanwhile.
 func sharedLab(t testing.TB, name string) *lab.Lab {
 	t.Helper()
@@ -185,6 +195,21 @@ func (s *sharedMachine) enter(t testing.TB) *lab.Lab {
 	return s.lab
 }
 
+// endShared ends a lab that no further test wants, unless it is to be kept.
+func endShared(t testing.TB, name string) {
+	t.Helper()
+	s := suite.labs[name]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if *keep || s.lab == nil || s.users > 0 {
+		return
+	}
+	if err := s.lab.Down(context.Background()); err != nil {
+		t.Errorf("end lab %s: %v", s.lab.Name, err)
+	}
+	s.lab = nil
+}
+
 // leave stops the lab when its last user goes. A lab whose guest died is not for
 // others: the next test boots another.
 func (s *sharedMachine) leave(t testing.TB) {
@@ -195,7 +220,7 @@ func (s *sharedMachine) leave(t testing.TB) {
 		return
 	}
 	if !autopsy(t, s.lab) {
-		qmpCommand(t, s.lab, "stop")
+		pause(t, s.lab)
 		return
 	}
 	maps.DeleteFunc(suite.patterns, func(key string, _ *pattern) bool { return strings.HasPrefix(key, s.lab.Name+"/") })
@@ -203,6 +228,19 @@ func (s *sharedMachine) leave(t testing.TB) {
 		t.Errorf("end lab %s: %v", s.lab.Name, err)
 	}
 	s.lab = nil
+}
+
+// pause stops a lab's machine at a moment at which that is no risk; see
+// session.Peeker.
+func pause(t testing.TB, l *lab.Lab) {
+	t.Helper()
+	live, err := target.Open(context.Background(), fmt.Sprint(l.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	session.New(live).AwaitQuiet(context.Background())
+	qmpCommand(t, l, "stop")
 }
 
 // ownLab boots a lab for one test, which may break it.
