@@ -116,6 +116,24 @@ func parseURIs(out []byte) []debName {
 // linux-image-cloud-amd64 only depend on one.
 var versioned = regexp.MustCompile(`^linux-image-[0-9]`)
 
+// ofOneKernel matches the packages that a particular kernel consists of.
+var ofOneKernel = regexp.MustCompile(`^linux-(image|binary|modules|base)-[0-9]`)
+
+// withFiles leaves out the packages that only depend on a kernel: nothing is in
+// them, and an archive may have them no more.
+func withFiles(parts []string) []string {
+	var out []string
+	for _, p := range parts {
+		if ofOneKernel.MatchString(p) {
+			out = append(out, p)
+		}
+	}
+	if len(out) == 0 {
+		return parts
+	}
+	return out
+}
+
 // mainPart is the package that names the kernel.
 func mainPart(files []debName) debName {
 	for _, f := range files {

@@ -199,7 +199,7 @@ func unpackPackage(ctx context.Context, c cache, name, suite string, progress fu
 	if err != nil {
 		return "", err
 	}
-	files, err := a.downloadNames(ctx, parts)
+	files, err := a.downloadNames(ctx, withFiles(parts))
 	if err != nil {
 		return "", err
 	}

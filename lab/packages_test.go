@@ -19,6 +19,16 @@ func TestParseDepends(t *testing.T) {
 	}
 }
 
+func TestWithFiles(t *testing.T) {
+	parts := []string{"linux-image-cloud-amd64", "linux-base-cloud-amd64", "linux-image-7.2-amd64", "linux-modules-7.2-amd64"}
+	if got := withFiles(parts); !slices.Equal(got, parts[2:]) {
+		t.Errorf("got %q", got)
+	}
+	if got := withFiles(parts[:1]); !slices.Equal(got, parts[:1]) {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestParseURIs(t *testing.T) {
 	out := "'http://x/linux-image-cloud-amd64_6.1.192-2_amd64.deb' linux-image-cloud-amd64_6.1.192-2_amd64.deb 1504 SHA256:00\n" +
 		"'http://x/y' linux-image-6.1.0-56-amd64_1%3a6.1_amd64.deb 26713492 SHA256:e7\n" +

@@ -109,7 +109,9 @@ var bannerStart = []byte("Linux version ")
 const bannerMax = 1024
 
 // banner finds the kernel's banner: the copy in read-only data, which unlike the
-// one in the log ends with a newline and NUL (Linux 6.1 init/version.c).
+// one in the log ends with a newline and NUL (Linux 6.1 init/version.c). Since 6.2
+// there can be two: what was linked first, before the build had a number, is weak
+// and stays behind (Linux 6.12 init/version.c, init/version-timestamp.c).
 func (im *image) banner() (string, error) {
 	var found string
 	im.windows(bannerMax, func(_ uint64, b []byte) bool {
@@ -119,9 +121,11 @@ func (im *image) banner() (string, error) {
 				return false
 			}
 			b = b[i:]
-			if s, ok := parseBanner(b); ok {
+			if s, ok := parseBanner(b); ok && (found == "" || numbered(s)) {
 				found = s
-				return true
+				if numbered(s) {
+					return true
+				}
 			}
 			b = b[len(bannerStart):]
 		}
@@ -130,6 +134,12 @@ func (im *image) banner() (string, error) {
 		return "", fmt.Errorf("no Linux banner in the image at %#x: %w", im.va, ErrNotFound)
 	}
 	return found, nil
+}
+
+// numbered reports whether a banner has the number of the build: "#1 SMP".
+func numbered(banner string) bool {
+	_, version, ok := strings.Cut(banner, ") #")
+	return ok && version != "" && '0' <= version[0] && version[0] <= '9'
 }
 
 // parseBanner accepts "Linux version DIGIT...\n\0" of printable bytes.

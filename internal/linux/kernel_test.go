@@ -28,7 +28,7 @@ struct pid { int count; upid numbers[1]; }
 struct xarray { int lock; ptr xa_head; }
 struct xa_node { u8 shift; u8 offset; ptr parent; ptr slots[4]; }
 struct atomic_t { int counter; }
-struct kvm_vcpu_arch { long regs[17]; u32 regs_avail; }
+struct kvm_vcpu_arch { long regs[17]; u32 regs_avail; long db[4]; }
 struct kvm_vcpu { ptr kvm; int cpu; int vcpu_id; int mode; ptr pid; kvm_vcpu_arch arch; }
 struct kvm_vmcb_info { ptr ptr; long pa; }
 struct vcpu_svm { long pad; kvm_vcpu vcpu; ptr vmcb; kvm_vmcb_info vmcb01; }
@@ -210,6 +210,9 @@ func (s *fakeSystem) addKVM() {
 		v.set("vcpu.pid", pid.va).set("vcpu.arch.regs_avail", 0xfffeffff)
 		for r := range 17 {
 			v.shift(uint64(8*r)).set("vcpu.arch.regs", uint64(0x1000*(i+1)+r))
+		}
+		for r := range 4 {
+			v.shift(uint64(8*r)).set("vcpu.arch.db", uint64(0x20000*(i+1)+r))
 		}
 		s.vcpus, s.control = append(s.vcpus, v), append(s.control, block)
 	}

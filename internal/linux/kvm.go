@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/mem"
@@ -34,9 +35,10 @@ type VCPU struct {
 	PID  int // of the thread that runs it; 0 before the first time
 	Mode VCPUMode
 
-	// Regs are the general registers as KVM keeps them while the guest does not
-	// run; while Mode is VCPUInGuest they are old. What the control block also has
-	// is true there. Registers that KVM has not fetched are not known.
+	// Regs are the general and debug registers as KVM keeps them while the guest does
+	// not run; while a CPU executes the guest they are old. What the control block also
+	// has is true there unless Mode is VCPUOutside. Registers that KVM has not fetched
+	// are not known.
 	Regs *arch.Registers
 
 	Control ControlBlock
@@ -126,6 +128,7 @@ func newVMShape(t *Types) (*vmShape, error) {
 type vcpuShape struct {
 	shape                               *shape
 	id, cpu, mode, pid, regs, available Field
+	debug, loaded                       Field // addresses of breakpoints, whether the CPU has them; empty if not kept
 	hasAvailable                        bool
 	pidNumber                           uint32 // offset in struct pid
 }
@@ -135,6 +138,10 @@ func newVCPUShape(t *Types) (*vcpuShape, error) {
 	v := &vcpuShape{shape: s, id: s.need("vcpu_id"), cpu: s.need("cpu"), mode: s.need("mode"),
 		pid: s.need("pid"), regs: s.words("arch.regs")}
 	v.available, v.hasAvailable = s.want("arch.regs_avail")
+	if f, ok := s.want("arch.db"); ok && f.Stride == 8 && uint64(f.Count)*8 == uint64(f.Size) {
+		v.debug = f
+		v.loaded, _ = s.want("arch.switch_db_regs")
+	}
 	number, _, err := t.Offset("pid", "numbers[0].nr")
 	v.pidNumber = number
 	return v, errors.Join(s.err, err)
@@ -321,7 +328,7 @@ func (r *kvmReader) readVCPU(addr mem.Virt) (VCPU, error) {
 		}
 		v.PID = int(n)
 	}
-	v.Regs = r.registers(&rec)
+	v.Regs = r.registers(&rec, v.Mode)
 	if v.Control, err = r.control(addr); err != nil {
 		r.problem(fmt.Sprintf("control block of vCPU %#x", addr), err)
 	}
@@ -330,7 +337,7 @@ func (r *kvmReader) readVCPU(addr mem.Virt) (VCPU, error) {
 
 // registers reads arch.regs[]; those whose bit in arch.regs_avail is clear are
 // still in the control block only.
-func (r *kvmReader) registers(rec *record) *arch.Registers {
+func (r *kvmReader) registers(rec *record, mode VCPUMode) *arch.Registers {
 	regs := arch.NewRegisters(r.k.src.Arch)
 	available := ^uint64(0)
 	if r.vcpu.hasAvailable {
@@ -341,7 +348,23 @@ func (r *kvmReader) registers(rec *record) *arch.Registers {
 			regs.Set(name, rec.word(r.vcpu.regs, uint32(i)))
 		}
 	}
+	// The guest may write to the CPU's debug registers without KVM until it has left.
+	const wontExit = 2 // KVM_DEBUGREG_WONT_EXIT, Linux 6.1 arch/x86/include/asm/kvm_host.h
+	inCPU := mode != VCPUOutside && r.vcpu.loaded.Size > 0 && rec.uint(r.vcpu.loaded)&wontExit != 0
+	for i, name := range r.k.layout.kvmDebugRegs {
+		if uint32(i) < r.vcpu.debug.Count && !inCPU {
+			regs.Set(name, rec.word(r.vcpu.debug, uint32(i)))
+		}
+	}
 	return regs
+}
+
+// InGuestEntry reports whether a program counter of this kernel is in the code that
+// enters guests and leaves them. There, a guest's registers are moved between the CPU
+// and VCPU.Regs; elsewhere they are in one of these.
+func (k *Kernel) InGuestEntry(pc mem.Virt) bool {
+	place, ok := k.Symbolize(pc)
+	return ok && slices.Contains(k.layout.kvmEntry, place.Name)
 }
 
 // control finds the control block of a vCPU, as the first flavour for which it

@@ -40,6 +40,11 @@ func TestKVMs(t *testing.T) {
 					t.Errorf("vCPU %d: %s is %#x, %v", i, name, value, ok)
 				}
 			}
+			for r, name := range x86.kvmDebugRegs {
+				if value, ok := v.Regs.Get(name); !ok || value != uint64(0x20000*(i+1)+r) {
+					t.Errorf("vCPU %d: %s is %#x, %v", i, name, value, ok)
+				}
+			}
 		}
 	})
 }

@@ -22,7 +22,7 @@ type Frame struct {
 	// address.
 	Exact bool
 	User  bool // in user mode: always the last frame
-	Guess bool // found by frame pointers where no table helps, or from such a frame
+	Guess bool // found by frame pointers or by its looks where no table helps, or from such a frame
 }
 
 // Symbolize names what the frame executes. Of a return address it is the function
@@ -184,6 +184,11 @@ func (u *Unwinder) walk(s orc.State) ([]Frame, error) {
 		pc, _ := s.LookupPC()
 		e, known := u.entry(mem.Virt(pc))
 		next, err := orc.Step(e, s, u.k.space)
+		if known && errors.Is(err, orc.ErrUndefined) {
+			if caller, maybe, ok := u.byCallSite(e, s); ok {
+				next, err, guess = caller, nil, guess || maybe
+			}
+		}
 		switch {
 		case errors.Is(err, orc.ErrEndOfStack) && known:
 			return out, nil

@@ -30,9 +30,18 @@ type layout struct {
 	// physBase computes phys_base from VMCOREINFO.
 	physBase func(VMCoreInfo) (int64, bool)
 
+	// callBefore decodes the call instruction that ends where code ends, at the
+	// return address. target is 0 if the call is indirect.
+	callBefore func(code []byte, returns uint64) (target uint64, ok bool)
+	callMax    int // bytes of the longest call instruction
+
 	kvm []kvmFlavour // KVM's vendor modules
 	// kvmRegs are the names of struct kvm_vcpu_arch.regs[] in its order.
 	kvmRegs []string
+	// kvmDebugRegs are those of kvm_vcpu_arch.db[].
+	kvmDebugRegs []string
+	// kvmEntry are the functions that enter a guest and leave it.
+	kvmEntry []string
 }
 
 type savedRegister struct{ member, register string }
@@ -72,8 +81,14 @@ var x86 = layout{
 	rootSymbols: []string{"init_top_pgt", "swapper_pg_dir", "init_level4_pgt"},
 	physBase:    func(i VMCoreInfo) (int64, bool) { return i.Number("phys_base") },
 
+	callBefore: x86CallBefore,
+	callMax:    7,
+
 	kvm: []kvmFlavour{kvmSVM, kvmVMX},
 	// Linux 6.1 arch/x86/include/asm/kvm_host.h, enum kvm_reg.
 	kvmRegs: []string{"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
 		"r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip"},
+	kvmDebugRegs: []string{"dr0", "dr1", "dr2", "dr3"},
+	// Linux 6.1 arch/x86/kvm/svm/vmenter.S and vmx/vmenter.S; vmx_vmenter before 6.0.
+	kvmEntry: []string{"__svm_vcpu_run", "__svm_sev_es_vcpu_run", "__vmx_vcpu_run", "vmx_vmenter"},
 }

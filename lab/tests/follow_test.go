@@ -74,14 +74,15 @@ func checkFollowed(t *testing.T, lines []string, mark string) (texts []string, l
 	return texts, lost
 }
 
-// TestFollowLog follows the guest's log while it is written to.
-func TestFollowLog(t *testing.T) {
+// TestFollowLog follows the logs while they are written to.
+func TestFollowLog(t *testing.T) { eachMachine(t, checkFollowing) }
+
+func checkFollowing(t *testing.T, l *lab.Lab, name string) {
 	const count = 100
-	l := sharedLab(t, "kaslr")
-	_, lines := follow(t, l, "vm0")
+	_, lines := follow(t, l, name)
 	eventually(t, "the log so far", commandLimit, func() bool { return len(lines()) > 10 })
 	mark := fmt.Sprintf("follow %d ", time.Now().UnixNano())
-	ask(t, l, "vm0", fmt.Sprintf(
+	ask(t, l, name, fmt.Sprintf(
 		`exec i=0; while [ $i -lt %d ]; do echo "%s$i" > /dev/kmsg; i=$((i+1)); done`, count, mark))
 	written := time.Now()
 	last := fmt.Sprintf(`"text":"%s%d"`, mark, count-1)

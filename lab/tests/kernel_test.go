@@ -12,48 +12,56 @@ import (
 	"nestdbg/lab/agent"
 )
 
-// TestEverySymbol compares every symbol of L1 and L2 with /proc/kallsyms.
-func TestEverySymbol(t *testing.T) {
+// eachMachine asks a question of L1 and of the VM of the lab "kaslr".
+func eachMachine(t *testing.T, check func(t *testing.T, l *lab.Lab, name string)) {
+	t.Helper()
 	l := sharedLab(t, "kaslr")
 	for _, name := range []string{"l1", "vm0"} {
-		want := parseSymbols(t, ask(t, l, name, "kallsyms"))
-		v := look(t, l)
-		k := v.kernel(t, v.machine(t, name))
-		table, err := k.Symbols()
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		var got []symbol
-		for s := range table.All() {
-			got = append(got, symbol{s.Name, "", s.Addr, s.Type})
-		}
-		modules, problems, err := k.Modules()
-		if err != nil || len(problems) > 0 {
-			t.Fatalf("%s: modules: %v, %v", name, err, problems)
-		}
-		for i := range modules {
-			symbols, err := k.ModuleSymbols(&modules[i])
-			if err != nil {
-				t.Fatalf("%s: symbols of %s: %v", name, modules[i].Name, err)
-			}
-			for _, s := range symbols {
-				got = append(got, symbol{s.Name, modules[i].Name, s.Addr, s.Type})
-			}
-		}
-		want = slices.DeleteFunc(want, madeAtRunTime)
-		for i := range want {
-			if want[i].module != "" {
-				// The kernel makes it a capital for exported symbols only when it is read
-				// (Linux 6.1 kernel/kallsyms.c:s_show); a module's own table does not say.
-				want[i].kind |= 0x20
-			}
-		}
-		compareSets(t, name+": symbols", got, want, func(a, b symbol) int {
-			return cmp.Or(cmp.Compare(a.addr, b.addr), cmp.Compare(a.name, b.name),
-				cmp.Compare(a.module, b.module), cmp.Compare(a.kind, b.kind))
-		})
-		t.Logf("%s: %d symbols", name, len(want))
+		t.Run(name, func(t *testing.T) { check(t, l, name) })
 	}
+}
+
+// TestEverySymbol compares every symbol of L1 and L2 with /proc/kallsyms.
+func TestEverySymbol(t *testing.T) { eachMachine(t, checkSymbols) }
+
+func checkSymbols(t *testing.T, l *lab.Lab, name string) {
+	want := parseSymbols(t, ask(t, l, name, "kallsyms"))
+	v := look(t, l)
+	k := v.kernel(t, v.machine(t, name))
+	table, err := k.Symbols()
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	var got []symbol
+	for s := range table.All() {
+		got = append(got, symbol{s.Name, "", s.Addr, s.Type})
+	}
+	modules, problems, err := k.Modules()
+	if err != nil || len(problems) > 0 {
+		t.Fatalf("%s: modules: %v, %v", name, err, problems)
+	}
+	for i := range modules {
+		symbols, err := k.ModuleSymbols(&modules[i])
+		if err != nil {
+			t.Fatalf("%s: symbols of %s: %v", name, modules[i].Name, err)
+		}
+		for _, s := range symbols {
+			got = append(got, symbol{s.Name, modules[i].Name, s.Addr, s.Type})
+		}
+	}
+	want = slices.DeleteFunc(want, madeAtRunTime)
+	for i := range want {
+		if want[i].module != "" {
+			// The kernel makes it a capital for exported symbols only when it is read
+			// (Linux 6.1 kernel/kallsyms.c:s_show); a module's own table does not say.
+			want[i].kind |= 0x20
+		}
+	}
+	compareSets(t, name+": symbols", got, want, func(a, b symbol) int {
+		return cmp.Or(cmp.Compare(a.addr, b.addr), cmp.Compare(a.name, b.name),
+			cmp.Compare(a.module, b.module), cmp.Compare(a.kind, b.kind))
+	})
+	t.Logf("%s: %d symbols", name, len(want))
 }
 
 // madeAtRunTime tells the names that /proc/kallsyms adds for code that the kernel
@@ -91,67 +99,65 @@ func compareSets[T comparable](t *testing.T, what string, got, want []T, order f
 
 // TestModules compares with /proc/modules, order included:
 // NAME SIZE REFERENCES USERS STATE ADDRESS [TAINTS].
-func TestModules(t *testing.T) {
-	l := sharedLab(t, "kaslr")
-	for _, name := range []string{"l1", "vm0"} {
-		var got, want []string
-		for line := range strings.Lines(ask(t, l, name, "modules")) {
-			f := strings.Fields(line)
-			want = append(want, strings.Join([]string{f[0], f[1], strings.ToLower(f[4]), f[5]}, " "))
-		}
-		v := look(t, l)
-		modules, problems, err := v.kernel(t, v.machine(t, name)).Modules()
-		if err != nil || len(problems) > 0 {
-			t.Fatalf("%s: %v, %v", name, err, problems)
-		}
-		for _, m := range modules {
-			got = append(got, fmt.Sprintf("%s %d %v 0x%016x", m.Name, m.Size, m.State, uint64(m.Base)))
-		}
-		if !slices.Equal(got, want) || len(want) < 3 {
-			t.Errorf("%s: modules:\n%s\nwant:\n%s", name, strings.Join(got, "\n"), strings.Join(want, "\n"))
-		}
+func TestModules(t *testing.T) { eachMachine(t, checkModules) }
+
+func checkModules(t *testing.T, l *lab.Lab, name string) {
+	var got, want []string
+	for line := range strings.Lines(ask(t, l, name, "modules")) {
+		f := strings.Fields(line)
+		want = append(want, strings.Join([]string{f[0], f[1], strings.ToLower(f[4]), f[5]}, " "))
+	}
+	v := look(t, l)
+	modules, problems, err := v.kernel(t, v.machine(t, name)).Modules()
+	if err != nil || len(problems) > 0 {
+		t.Fatalf("%s: %v, %v", name, err, problems)
+	}
+	for _, m := range modules {
+		got = append(got, fmt.Sprintf("%s %d %v 0x%016x", m.Name, m.Size, m.State, uint64(m.Base)))
+	}
+	if !slices.Equal(got, want) || len(want) < 3 {
+		t.Errorf("%s: modules:\n%s\nwant:\n%s", name, strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 
 // TestTasks compares with what the guest lists. Tasks come and go meanwhile: what
 // it lists before and after must be there, and nothing else that is older than its
 // first list.
-func TestTasks(t *testing.T) {
-	l := sharedLab(t, "kaslr")
-	for _, name := range []string{"l1", "vm0"} {
-		before := guestTasks(t, l, name)
-		thaw := freeze(t, l)
-		v := look(t, l)
-		tasks, problems, err := v.kernel(t, v.machine(t, name)).Tasks()
-		if err != nil || len(problems) > 0 {
-			t.Fatalf("%s: %v, %v", name, err, problems)
-		}
-		thaw()
-		after := guestTasks(t, l, name)
-		newest := 0
-		for pid := range before {
-			newest = max(newest, pid)
-		}
-		got := make(map[int]linux.Task)
-		for _, x := range tasks {
-			if _, twice := got[x.PID]; twice {
-				t.Errorf("%s: task %d twice", name, x.PID)
-			}
-			got[x.PID] = x
-			if _, ok := before[x.PID]; !ok && x.PID <= newest {
-				t.Errorf("%s: %+v is no task of it", name, x)
-			}
-		}
-		lasting := 0
-		for pid, want := range before {
-			if again, ok := after[pid]; !ok || again.TGID != want.TGID {
-				continue
-			}
-			lasting++
-			checkTask(t, name, got[pid], want)
-		}
-		t.Logf("%s: %d tasks, %d of them lasting", name, len(tasks), lasting)
+func TestTasks(t *testing.T) { eachMachine(t, checkTasks) }
+
+func checkTasks(t *testing.T, l *lab.Lab, name string) {
+	before := guestTasks(t, l, name)
+	thaw := freeze(t, l)
+	v := look(t, l)
+	tasks, problems, err := v.kernel(t, v.machine(t, name)).Tasks()
+	if err != nil || len(problems) > 0 {
+		t.Fatalf("%s: %v, %v", name, err, problems)
 	}
+	thaw()
+	after := guestTasks(t, l, name)
+	newest := 0
+	for pid := range before {
+		newest = max(newest, pid)
+	}
+	got := make(map[int]linux.Task)
+	for _, x := range tasks {
+		if _, twice := got[x.PID]; twice {
+			t.Errorf("%s: task %d twice", name, x.PID)
+		}
+		got[x.PID] = x
+		if _, ok := before[x.PID]; !ok && x.PID <= newest {
+			t.Errorf("%s: %+v is no task of it", name, x)
+		}
+	}
+	lasting := 0
+	for pid, want := range before {
+		if again, ok := after[pid]; !ok || again.TGID != want.TGID {
+			continue
+		}
+		lasting++
+		checkTask(t, name, got[pid], want)
+	}
+	t.Logf("%s: %d tasks, %d of them lasting", name, len(tasks), lasting)
 }
 
 // guestTasks asks a guest for its tasks, by thread number.

@@ -92,40 +92,41 @@ func unescapeKmsg(t testing.TB, s string) string {
 
 // TestLog compares the whole log with /dev/kmsg, which has microseconds. What is
 // logged after that was read does not count.
-func TestLog(t *testing.T) {
-	l := sharedLab(t, "kaslr")
-	for _, name := range []string{"l1", "vm0"} {
-		// A record of several lines, with bytes that do not print.
-		ask(t, l, name, `exec printf '<12>one\ntwo \\ \033[31m\303\251' > /dev/kmsg`)
-		want := parseKmsg(t, ask(t, l, name, "kmsg"))
-		got := decode[logReport](t, must(t, l, "dmesg", "--json", "-m", name))
-		if len(got.Problems)+len(got.Lost) > 0 || got.Machine != name {
-			t.Errorf("%s: %s, problems %v, lost %v", name, got.Machine, got.Problems, got.Lost)
-		}
-		last := want[len(want)-1].Seq
-		records := slices.DeleteFunc(got.Records, func(r logRecord) bool { return r.Seq > last })
-		for i := range records {
-			records[i].TimeNs -= records[i].TimeNs % 1000
-			records[i].LevelName = ""
-		}
-		// What was overwritten between the two looks.
-		want = slices.DeleteFunc(want, func(r logRecord) bool { return r.Seq < records[0].Seq })
-		compareSets(t, name+": log", records, want, func(a, b logRecord) int {
-			return cmp.Or(cmp.Compare(a.Seq, b.Seq), cmp.Compare(a.TimeNs, b.TimeNs), cmp.Compare(a.Level, b.Level),
-				cmp.Compare(a.Facility, b.Facility), cmp.Compare(a.Text, b.Text),
-				cmp.Compare(a.Subsystem, b.Subsystem), cmp.Compare(a.Device, b.Device))
-		})
-		t.Logf("%s: %d records", name, len(want))
-		if text := must(t, l, "dmesg", "-m", name, "--level", "warn", "--facility", "user"); !strings.Contains(text,
-			"] one\n"+strings.Repeat(" ", len("[00000.000000] "))+`two \ \x1b[31mé`+"\n") {
-			t.Errorf("%s: as text:\n%s", name, text)
-		}
+func TestLog(t *testing.T) { eachMachine(t, checkLog) }
+
+func checkLog(t *testing.T, l *lab.Lab, name string) {
+	// A record of several lines, with bytes that do not print.
+	ask(t, l, name, `exec printf '<12>one\ntwo \\ \033[31m\303\251' > /dev/kmsg`)
+	want := parseKmsg(t, ask(t, l, name, "kmsg"))
+	got := decode[logReport](t, must(t, l, "dmesg", "--json", "-m", name))
+	if len(got.Problems)+len(got.Lost) > 0 || got.Machine != name {
+		t.Errorf("%s: %s, problems %v, lost %v", name, got.Machine, got.Problems, got.Lost)
+	}
+	last := want[len(want)-1].Seq
+	records := slices.DeleteFunc(got.Records, func(r logRecord) bool { return r.Seq > last })
+	for i := range records {
+		records[i].TimeNs -= records[i].TimeNs % 1000
+		records[i].LevelName = ""
+	}
+	// What was overwritten between the two looks.
+	want = slices.DeleteFunc(want, func(r logRecord) bool { return r.Seq < records[0].Seq })
+	compareSets(t, name+": log", records, want, func(a, b logRecord) int {
+		return cmp.Or(cmp.Compare(a.Seq, b.Seq), cmp.Compare(a.TimeNs, b.TimeNs), cmp.Compare(a.Level, b.Level),
+			cmp.Compare(a.Facility, b.Facility), cmp.Compare(a.Text, b.Text),
+			cmp.Compare(a.Subsystem, b.Subsystem), cmp.Compare(a.Device, b.Device))
+	})
+	t.Logf("%s: %d records", name, len(want))
+	if text := must(t, l, "dmesg", "-m", name, "--level", "warn", "--facility", "user"); !strings.Contains(text,
+		"] one\n"+strings.Repeat(" ", len("[00000.000000] "))+`two \ \x1b[31mé`+"\n") {
+		t.Errorf("%s: as text:\n%s", name, text)
 	}
 }
 
 // TestPS compares with what the guest lists, as TestTasks does, and the command
 // lines with those in /proc.
-func TestPS(t *testing.T) {
+func TestPS(t *testing.T) { eachMachine(t, checkPS) }
+
+func checkPS(t *testing.T, l *lab.Lab, name string) {
 	type task struct {
 		PID, TGID, PPID int
 		State, Comm     string
@@ -134,92 +135,89 @@ func TestPS(t *testing.T) {
 	}
 	// "==> /proc/PID/cmdline <==", then its arguments.
 	const commands = `exec tail -n +1 /proc/[0-9]*/cmdline | tr '\0' ' '`
-	l := sharedLab(t, "kaslr")
-	for _, name := range []string{"l1", "vm0"} {
-		before := guestTasks(t, l, name)
-		r := decode[struct {
-			Tasks    []task
-			Problems []string
-		}](t, must(t, l, "ps", "-T", "--json", "-m", name))
-		lines := ask(t, l, name, commands)
-		after := guestTasks(t, l, name)
-		got := make(map[int]task)
-		for _, x := range r.Tasks {
-			got[x.PID] = x
-		}
-		lasting, userspace := 0, 0
-		for pid, want := range before {
-			if again, ok := after[pid]; !ok || again.TGID != want.TGID || again.Comm != want.Comm {
-				continue // ended, or became another program
-			}
-			lasting++
-			x := got[pid]
-			comm := x.Comm == want.Comm || x.Kernel && strings.HasPrefix(want.Comm, x.Comm)
-			if x.PID != pid || x.TGID != want.TGID || x.PPID != want.PPID || !comm {
-				t.Errorf("%s: task %+v, want %+v", name, x, want)
-			}
-		}
-		pid := 0
-		for line := range strings.Lines(lines) {
-			if n, _ := fmt.Sscanf(line, "==> /proc/%d/cmdline <==", &pid); n == 1 {
-				continue
-			}
-			command := strings.TrimSpace(line)
-			x, ok := got[pid]
-			if first, last := before[pid], after[pid]; !ok || command == "" || first.PID != pid || first.Comm != last.Comm {
-				continue
-			}
-			userspace++
-			if strings.Join(x.Command, " ") != command {
-				t.Errorf("%s: command line of %d: %q, want %q", name, pid, x.Command, command)
-			}
-		}
-		if lasting < 30 || userspace < 2 || len(r.Problems) > 0 {
-			t.Errorf("%s: %d tasks, %d command lines, problems %v", name, lasting, userspace, r.Problems)
-		}
-		t.Logf("%s: %d tasks compared, %d command lines", name, lasting, userspace)
+	before := guestTasks(t, l, name)
+	r := decode[struct {
+		Tasks    []task
+		Problems []string
+	}](t, must(t, l, "ps", "-T", "--json", "-m", name))
+	lines := ask(t, l, name, commands)
+	after := guestTasks(t, l, name)
+	got := make(map[int]task)
+	for _, x := range r.Tasks {
+		got[x.PID] = x
 	}
+	lasting, userspace := 0, 0
+	for pid, want := range before {
+		if again, ok := after[pid]; !ok || again.TGID != want.TGID || again.Comm != want.Comm {
+			continue // ended, or became another program
+		}
+		lasting++
+		x := got[pid]
+		comm := x.Comm == want.Comm || x.Kernel && strings.HasPrefix(want.Comm, x.Comm)
+		if x.PID != pid || x.TGID != want.TGID || x.PPID != want.PPID || !comm {
+			t.Errorf("%s: task %+v, want %+v", name, x, want)
+		}
+	}
+	pid := 0
+	for line := range strings.Lines(lines) {
+		if n, _ := fmt.Sscanf(line, "==> /proc/%d/cmdline <==", &pid); n == 1 {
+			continue
+		}
+		command := strings.TrimSpace(line)
+		x, ok := got[pid]
+		if first, last := before[pid], after[pid]; !ok || command == "" || first.PID != pid || first.Comm != last.Comm {
+			continue
+		}
+		userspace++
+		if strings.Join(x.Command, " ") != command {
+			t.Errorf("%s: command line of %d: %q, want %q", name, pid, x.Command, command)
+		}
+	}
+	if lasting < 30 || userspace < 2 || len(r.Problems) > 0 {
+		t.Errorf("%s: %d tasks, %d command lines, problems %v", name, lasting, userspace, r.Problems)
+	}
+	t.Logf("%s: %d tasks compared, %d command lines", name, lasting, userspace)
 }
 
 // TestLsmod compares with /proc/modules and the notes in /sys.
-func TestLsmod(t *testing.T) {
-	l := sharedLab(t, "kaslr")
-	for _, name := range []string{"l1", "vm0"} {
-		r := decode[struct {
-			Modules []struct {
-				Name, State string
-				Size        uint64
-				Base        address
-				BuildID     string `json:"build_id"`
-			}
-		}](t, must(t, l, "lsmod", "--json", "-m", name))
-		var got, want []string
-		for _, m := range r.Modules {
-			got = append(got, fmt.Sprintf("%s %d %s 0x%016x", m.Name, m.Size, m.State, uint64(m.Base)))
-			note := ask(t, l, name, "cat /sys/module/"+m.Name+"/notes/.note.gnu.build-id")
-			if id := hex.EncodeToString([]byte(note[max(len(note)-20, 0):])); id != m.BuildID {
-				t.Errorf("%s: build id of %s is %q, want %q", name, m.Name, m.BuildID, id)
-			}
+func TestLsmod(t *testing.T) { eachMachine(t, checkLsmod) }
+
+func checkLsmod(t *testing.T, l *lab.Lab, name string) {
+	r := decode[struct {
+		Modules []struct {
+			Name, State string
+			Size        uint64
+			Base        address
+			BuildID     string `json:"build_id"`
 		}
-		for line := range strings.Lines(ask(t, l, name, "modules")) {
-			f := strings.Fields(line)
-			want = append(want, strings.Join([]string{f[0], f[1], strings.ToLower(f[4]), f[5]}, " "))
+	}](t, must(t, l, "lsmod", "--json", "-m", name))
+	var got, want []string
+	for _, m := range r.Modules {
+		got = append(got, fmt.Sprintf("%s %d %s 0x%016x", m.Name, m.Size, m.State, uint64(m.Base)))
+		note := ask(t, l, name, "cat /sys/module/"+m.Name+"/notes/.note.gnu.build-id")
+		if id := hex.EncodeToString([]byte(note[max(len(note)-20, 0):])); id != m.BuildID {
+			t.Errorf("%s: build id of %s is %q, want %q", name, m.Name, m.BuildID, id)
 		}
-		if !slices.Equal(got, want) || len(want) < 3 {
-			t.Errorf("%s: modules:\n%s\nwant:\n%s", name, strings.Join(got, "\n"), strings.Join(want, "\n"))
-		}
+	}
+	for line := range strings.Lines(ask(t, l, name, "modules")) {
+		f := strings.Fields(line)
+		want = append(want, strings.Join([]string{f[0], f[1], strings.ToLower(f[4]), f[5]}, " "))
+	}
+	if !slices.Equal(got, want) || len(want) < 3 {
+		t.Errorf("%s: modules:\n%s\nwant:\n%s", name, strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 
 // TestSym asks for names and addresses, in the kernel and in a module.
-func TestSym(t *testing.T) {
+func TestSym(t *testing.T) { checkSym(t, sharedLab(t, "kaslr")) }
+
+func checkSym(t *testing.T, l *lab.Lab) {
 	type symbols struct {
 		Symbols []struct {
 			Name, Module, Type string
 			Addr, Offset       address
 		}
 	}
-	l := sharedLab(t, "kaslr")
 	all := parseSymbols(t, ask(t, l, "l1", "kallsyms"))
 	for _, name := range []string{"schedule", "kvm_vcpu_ioctl", "jiffies", "cleanup_module"} {
 		want := make(map[uint64]string)
@@ -366,45 +364,45 @@ func withoutModuleSizes(frames []string) []string {
 // TestStacks compares the stacks of all threads that sleep with /proc/PID/stack:
 // those that ran neither before nor after nestdbg looked. The threads of the agent
 // that answers never sleep for that long.
-func TestStacks(t *testing.T) {
-	l := sharedLab(t, "kaslr")
-	for _, name := range []string{"l1", "vm0"} {
-		leftOut := schedulerText(t, l, name)
-		before := guestStacks(t, l, name, true)
-		r := decode[stackReport](t, must(t, l, "bt", "--all", "--json", "-m", name))
-		after := guestStacks(t, l, name, false)
-		if len(r.Problems) > 0 {
-			t.Errorf("%s: %v", name, r.Problems)
-		}
-		compared := 0
-		var ran []string
-		for _, s := range r.Stacks {
-			if s.Task == nil || s.Task.PID == 0 || s.CPU != nil {
-				continue
-			}
-			first, last := before[s.Task.PID], after[s.Task.PID]
-			if first == nil || last == nil || first.switches != last.switches {
-				ran = append(ran, s.Task.Comm)
-				continue
-			}
-			compared++
-			got, want := kernelFrames(s.Frames, leftOut), withoutModuleSizes(first.frames)
-			if !slices.Equal(got, want) || s.Error != "" {
-				t.Errorf("%s: stack of %d %s: %s\n%s\nwant\n%s", name, s.Task.PID, s.Task.Comm, s.Error,
-					strings.Join(got, "\n"), strings.Join(want, "\n"))
-			}
-		}
-		if compared < 40 || compared < 2*len(ran) {
-			t.Errorf("%s: only %d stacks compared", name, compared)
-		}
-		t.Logf("%s: %d stacks compared; these ran meanwhile: %s", name, compared, strings.Join(ran, ", "))
+func TestStacks(t *testing.T) { eachMachine(t, checkStacks) }
+
+func checkStacks(t *testing.T, l *lab.Lab, name string) {
+	leftOut := schedulerText(t, l, name)
+	before := guestStacks(t, l, name, true)
+	r := decode[stackReport](t, must(t, l, "bt", "--all", "--json", "-m", name))
+	after := guestStacks(t, l, name, false)
+	if len(r.Problems) > 0 {
+		t.Errorf("%s: %v", name, r.Problems)
 	}
+	compared := 0
+	var ran []string
+	for _, s := range r.Stacks {
+		if s.Task == nil || s.Task.PID == 0 || s.CPU != nil {
+			continue
+		}
+		first, last := before[s.Task.PID], after[s.Task.PID]
+		if first == nil || last == nil || first.switches != last.switches {
+			ran = append(ran, s.Task.Comm)
+			continue
+		}
+		compared++
+		got, want := kernelFrames(s.Frames, leftOut), withoutModuleSizes(first.frames)
+		if !slices.Equal(got, want) || s.Error != "" {
+			t.Errorf("%s: stack of %d %s: %s\n%s\nwant\n%s", name, s.Task.PID, s.Task.Comm, s.Error,
+				strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+	if compared < 40 || compared < 2*len(ran) {
+		t.Errorf("%s: only %d stacks compared", name, compared)
+	}
+	t.Logf("%s: %d stacks compared; these ran meanwhile: %s", name, compared, strings.Join(ran, ", "))
 }
 
 // TestStackOfHost takes the backtrace of a CPU of L1 that runs the guest: through
 // the entry into it down to the VMM in user mode.
-func TestStackOfHost(t *testing.T) {
-	l := sharedLab(t, "kaslr")
+func TestStackOfHost(t *testing.T) { checkStackOfHost(t, sharedLab(t, "kaslr")) }
+
+func checkStackOfHost(t *testing.T, l *lab.Lab) {
 	ask(t, l, "vm0", "exec (timeout 10 sh -c 'while :; do :; done' > /dev/null 2>&1 &)")
 	want := []string{"__svm_vcpu_run", "kvm_arch_vcpu_ioctl_run", "do_syscall_64", "entry_SYSCALL_64_after_hwframe"}
 	found := false
@@ -435,8 +433,9 @@ func TestStackOfHost(t *testing.T) {
 
 // TestStackOfCPU takes backtraces of the guest's CPU at many moments, whatever it
 // does then: each must come to an end without a guess.
-func TestStackOfCPU(t *testing.T) {
-	l := sharedLab(t, "kaslr")
+func TestStackOfCPU(t *testing.T) { checkStackOfCPU(t, sharedLab(t, "kaslr")) }
+
+func checkStackOfCPU(t *testing.T, l *lab.Lab) {
 	ask(t, l, "vm0", "exec (timeout 8 sh -c 'while :; do cat /proc/self/maps; done' > /dev/null 2>&1 &)")
 	kinds := map[string]int{}
 	for range 12 {

@@ -1,0 +1,112 @@
+package linux
+
+import (
+	"encoding/binary"
+
+	"nestdbg/internal/mem"
+	"nestdbg/internal/orc"
+)
+
+// callSiteWords bounds how much of a stack is searched for a return address. The
+// functions that need it are written in assembly and keep a few registers there.
+const callSiteWords = 32
+
+// byCallSite finds the caller of the innermost frame where the tables do not say,
+// or say that it is found by a register that is not known: while a guest runs, the
+// hypervisor's frame pointer is in none (Linux 6.12 arch/x86/kvm/svm/vmenter.S);
+// indirect calls have thunks without data (arch/x86/lib/retpoline.S). A word of the
+// stack that stands behind a call of this very function is its return address. One
+// behind another call may be: a guess. The method is ours.
+func (u *Unwinder) byCallSite(e orc.Entry, s orc.State) (next orc.State, guess, ok bool) {
+	pc, known := s.Get(orc.IP)
+	sp, stack := s.Get(orc.SP)
+	if !known || !stack || !s.Exact {
+		return next, false, false
+	}
+	function := uint64(0)
+	if place, ok := u.k.Symbolize(mem.Virt(pc)); ok {
+		function = pc - place.Offset
+	}
+	var candidate uint64 // address of the first return address of another call
+	for at := sp; at < sp+8*callSiteWords; at += 8 {
+		w, err := mem.VirtUint64(u.k.space, mem.Virt(at))
+		if err != nil {
+			break
+		}
+		target, isReturn := u.callBefore(w)
+		switch {
+		case isReturn && target == function && function != 0:
+			next, ok := u.returnTo(e, s, at, w)
+			return next, false, ok
+		case isReturn && candidate == 0:
+			candidate = at
+		}
+	}
+	if candidate == 0 {
+		return next, false, false
+	}
+	w, err := mem.VirtUint64(u.k.space, mem.Virt(candidate))
+	if err != nil {
+		return next, false, false
+	}
+	next, ok = u.returnTo(e, s, candidate, w)
+	return next, true, ok
+}
+
+// callBefore decodes the call in front of a word of the stack, if that can be a
+// return address.
+func (u *Unwinder) callBefore(w uint64) (target uint64, ok bool) {
+	n := uint64(u.k.layout.callMax)
+	if w < u.k.layout.kernelMin+n || !u.isText(w-1) && u.module(mem.Virt(w-1)) == nil {
+		return 0, false
+	}
+	code := make([]byte, n)
+	if _, err := u.k.space.ReadVirt(code, mem.Virt(w-n)); err != nil {
+		return 0, false
+	}
+	return u.k.layout.callBefore(code, w)
+}
+
+// returnTo is the state of the caller whose return address w stands at an address
+// of the stack.
+func (u *Unwinder) returnTo(e orc.Entry, s orc.State, at, w uint64) (next orc.State, ok bool) {
+	next.Set(orc.IP, w)
+	next.Set(orc.SP, at+8)
+	switch e.BP {
+	case orc.BPSame:
+		if bp, ok := s.Get(orc.BP); ok {
+			next.Set(orc.BP, bp)
+		}
+	case orc.BPAtCFA:
+		bp, err := mem.VirtUint64(u.k.space, mem.Virt(at+8+uint64(int64(e.BPOffset))))
+		if err != nil {
+			return next, false
+		}
+		next.Set(orc.BP, bp)
+	}
+	return next, true
+}
+
+// x86CallBefore decodes CALL rel32 (E8) and CALL r/m64 (FF /2), the one with a
+// register, a displacement or an index (Intel SDM Vol. 2, "CALL").
+func x86CallBefore(code []byte, returns uint64) (target uint64, ok bool) {
+	n := len(code)
+	if n >= 5 && code[n-5] == 0xe8 {
+		return returns + uint64(int64(int32(binary.LittleEndian.Uint32(code[n-4:])))), true
+	}
+	for _, form := range []struct {
+		size     int  // of the instruction without a prefix
+		mod, low byte // of ModRM; low 4 is a SIB byte, 5 with mod 0 is RIP-relative, 8 any other
+	}{{2, 3, 8}, {2, 0, 8}, {3, 0, 4}, {6, 0, 5}, {3, 1, 8}, {4, 1, 4}, {6, 2, 8}, {7, 2, 4}} {
+		if n < form.size || code[n-form.size] != 0xff {
+			continue
+		}
+		modRM := code[n-form.size+1]
+		low := modRM & 7
+		fits := low == form.low || form.low == 8 && (form.mod == 3 || low != 4 && (form.mod != 0 || low != 5))
+		if modRM>>6 == form.mod && modRM>>3&7 == 2 && fits {
+			return 0, true
+		}
+	}
+	return 0, false
+}
