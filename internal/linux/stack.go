@@ -50,6 +50,8 @@ type Unwinder struct {
 	core    *orc.Table // nil if there is none
 	text    []mem.Range
 	modules map[mem.Virt]*orc.Table // by address of the struct module; nil for none
+
+	thunkFirst, thunkEnd mem.Virt // of the thunks for indirect calls; see inThunk
 }
 
 // Unwinder reads the kernel's unwind table.
@@ -60,6 +62,7 @@ func (k *Kernel) Unwinder() *Unwinder {
 		u.Problems = append(u.Problems, Problem{"no unwind table (CONFIG_UNWINDER_ORC)", err})
 	}
 	u.core = table
+	u.thunkFirst, u.thunkEnd = k.thunkRange()
 	for _, s := range [][2]string{{"_stext", "_etext"}, {"_sinittext", "_einittext"}} {
 		first, ok1 := k.lookupCore(s[0])
 		end, ok2 := k.lookupCore(s[1])
@@ -270,7 +273,7 @@ func (u *Unwinder) entry(pc mem.Virt) (orc.Entry, bool) {
 	}
 	if table != nil {
 		if e, ok := table.Find(uint64(pc)); ok {
-			return e, true
+			return u.inThunk(e, pc), true
 		}
 	}
 	return orc.FramePointer(), false

@@ -184,6 +184,14 @@ func TestUnwindBroken(t *testing.T) {
 		{"call through null", func(_ *fakeSystem, stack object, r *arch.Registers) { r.Set("rip", 0) }, 6, 0, nil},
 		{"no unwind data", func(_ *fakeSystem, stack object, _ *arch.Registers) { stack.put64(0, fnNone+1) }, 2, 0, orc.ErrUndefined},
 		{"end", func(_ *fakeSystem, stack object, _ *arch.Registers) { stack.put64(0, fnStart+1) }, 2, 0, nil},
+		{"a thunk where the table says end", func(s *fakeSystem, _ object, r *arch.Registers) {
+			s.symbols["__indirect_thunk_start"], s.symbols["__indirect_thunk_end"] = fnStart, fnStart+0x20
+			r.Set("rip", fnStart)
+		}, 6, 0, nil},
+		{"behind the thunks", func(s *fakeSystem, _ object, r *arch.Registers) {
+			s.symbols["__indirect_thunk_start"], s.symbols["__indirect_thunk_end"] = fnStart, fnStart+0x20
+			r.Set("rip", fnStart+0x20)
+		}, 1, 0, nil},
 		{"no end", func(_ *fakeSystem, stack object, _ *arch.Registers) {
 			for off := uint64(0); off < pageSize; off += 8 {
 				stack.put64(off, fnLeaf+1)
