@@ -29,6 +29,8 @@ type Debugger struct {
 	frozen []int
 	// foreign counts hits that belonged to no machine that wanted them.
 	foreign int
+	// steps counts those during which other CPUs may run.
+	steps int
 	// tasks are those of the machines' kernels that are shown as threads.
 	tasks taskThreads
 

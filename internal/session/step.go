@@ -15,14 +15,24 @@ import (
 // each page and stage; nothing real comes near this.
 const maxCrossings = 256
 
+// othersEvery is how often the other CPUs run during a step.
+const othersEvery = 16
+
 // Step executes one instruction of a CPU, in its own layer: when the
 // instruction leaves for the hypervisor, or enters a guest, it is followed until
-// the same CPU is back behind it. others lets the other CPUs run meanwhile.
+// the same CPU is back behind it. others lets the other CPUs run now and then: at
+// one of othersEvery steps, so that one of them can release what this CPU waits
+// for. Each time, the end of the step stops them at a moment that nobody chose
+// (see Peeker), and takes as long again.
 func (d *Debugger) Step(ctx context.Context, m *machine.Machine, c *machine.CPU, others bool) (*Stop, error) {
 	if err := d.traps.sync(ctx, d.stub); err != nil {
 		return nil, err
 	}
-	s := stepper{d: d, name: m.Name, index: c.Index, others: others}
+	s := stepper{d: d, name: m.Name, index: c.Index}
+	if others {
+		d.steps++
+		s.others = d.steps%othersEvery == 0
+	}
 	if pc, ok := c.Regs.PC(); ok && c.State != machine.Parked {
 		s.from, s.started = pc, true
 	}
