@@ -238,7 +238,11 @@ func (n *namer) declare(t *Type, inner string, depth int) string {
 		if e, err := d.Elem.Def(); err == nil && e.Kind == KindPointer {
 			return n.declare(d.Elem, strings.TrimSpace(" "+word+" "+inner), depth+1)
 		}
-		return word + " " + n.declare(d.Elem, inner, depth+1)
+		rest := n.declare(d.Elem, inner, depth+1)
+		if strings.HasPrefix(rest, word+" ") { // const arrays of what is const itself
+			return rest
+		}
+		return word + " " + rest
 	}
 	return strings.TrimSuffix(baseName(d)+" "+inner, " ")
 }

@@ -15,7 +15,8 @@ func (a *app) structCommand() *cobra.Command {
 		Short: "A type's layout, or what stands at an address as that type: struct task_struct $sp",
 		Long: `Without an address the layout of a structure, union, enumeration or typedef of a
 machine's kernel or its modules: every member with its offset and size in bytes, bit
-fields as byte:bit, and the holes between. With an address, the values there. The
+fields as byte:bit, and the holes between. (BTF has an array of arrays as one array.)
+With an address, the values there. The
 address is a number in hexadecimal, or an expression as print takes it: a pointer,
 or an object, whose place is meant.
 

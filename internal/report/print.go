@@ -39,8 +39,8 @@ type Printer struct {
 	Limits  ValueLimits
 }
 
-// Print evaluates an expression and reads its value. That the value itself cannot be
-// read is part of the report (see Unread); that the way to it cannot is an error.
+// Print evaluates an expression and reads its value. That members cannot be read is
+// part of the report (see Unread); that a number cannot, or the way to it, is an error.
 func (p *Printer) Print(expr string) (*Print, error) {
 	r, err := p.Env.Evaluate(expr)
 	if err != nil {
@@ -49,7 +49,13 @@ func (p *Printer) Print(expr string) (*Print, error) {
 	if err := r.Value.Known(); err != nil {
 		return nil, err
 	}
-	return &Print{Machine: p.Machine, Expr: expr, Value: p.read(r.Value, ""), Notes: r.Notes}, nil
+	out := &Print{Machine: p.Machine, Expr: expr, Value: p.read(r.Value, ""), Notes: r.Notes}
+	if !out.Value.composite && out.Unread() {
+		if _, err := r.Value.Bytes(1); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 func (p *Printer) read(v cexpr.Value, name string) *Value {
@@ -59,19 +65,26 @@ func (p *Printer) read(v cexpr.Value, name string) *Value {
 // Unread reports whether nothing of the value could be read.
 func (r *Print) Unread() bool { return r.Value.unread() }
 
-// unread reports whether a value has no part that could be read.
+// unread reports whether something of a value could not be read, and nothing could.
 func (v *Value) unread() bool {
+	read, faults := v.parts()
+	return faults && !read
+}
+
+// parts reports whether some part of a value was read, and whether one could not be.
+func (v *Value) parts() (read, faults bool) {
 	if !v.composite {
-		return v.Fault != "" && v.Number == nil && v.String == nil
+		known := v.Number != nil || v.String != nil || v.Text != ""
+		return known, v.Fault != "" && !known
 	}
-	for _, part := range [][]*Value{v.Fields, v.Array} {
-		for _, f := range part {
-			if !f.unread() {
-				return false
-			}
+	faults = v.Fault != ""
+	for _, list := range [][]*Value{v.Fields, v.Array} {
+		for _, part := range list {
+			r, f := part.parts()
+			read, faults = read || r, faults || f
 		}
 	}
-	return len(v.Fields)+len(v.Array) > 0 || v.Fault != ""
+	return read, faults
 }
 
 // Text implements Report.

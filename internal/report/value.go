@@ -157,7 +157,7 @@ func (r *valueReader) fields(out *Value, v cexpr.Value, d *cexpr.Def, depth int)
 // array reads an array: characters as a string, otherwise elements, of which equal
 // ones in a row are read but shown once.
 func (r *valueReader) array(out *Value, v cexpr.Value, d *cexpr.Def, depth int) {
-	if r.isString(d) {
+	if r.isString(v, d) {
 		r.chars(out, v, d)
 		return
 	}
@@ -223,11 +223,38 @@ func elementBytes(v cexpr.Value, i, each uint64) ([]byte, error) {
 	return e.Bytes(each)
 }
 
-// isString reports whether an array is shown as text.
-func (r *valueReader) isString(d *cexpr.Def) bool {
+// isString reports whether an array is shown as text: char is, unsigned char if it
+// has some that prints up to a NUL, and u8 is a number.
+func (r *valueReader) isString(v cexpr.Value, d *cexpr.Def) bool {
 	char, plain := d.Elem.IsChar()
-	return char && (plain && r.format == 0 || r.format == 's')
+	switch {
+	case !char || r.format != 0 && r.format != 's':
+		return false
+	case plain || r.format == 's':
+		return true
+	case isNumberType(d.Elem):
+		return false
+	}
+	b, _ := v.Bytes(min(d.Count, uint64(r.limits.Elements)))
+	return printsToNUL(b)
 }
+
+// printsToNUL reports whether bytes begin with text that ends with a NUL.
+func printsToNUL(b []byte) bool {
+	end := bytes.IndexByte(b, 0)
+	if end <= 0 {
+		return false
+	}
+	for _, c := range b[:end] {
+		if c < ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+// charsMax bounds the characters of one array that are read.
+const charsMax = 1 << 16
 
 // chars reads an array of char. What follows a first NUL is shown unless it is only
 // more NULs.
@@ -237,14 +264,16 @@ func (r *valueReader) chars(out *Value, v cexpr.Value, d *cexpr.Def) {
 	if open {
 		count = limit
 	}
-	b, err := v.Bytes(min(count, 1<<16))
-	if end := bytes.IndexByte(b, 0); end >= 0 && (open || len(bytes.Trim(b[end:], "\x00")) == 0 && err == nil) {
-		b, err = b[:end], nil
-	} else if uint64(len(b)) > limit {
-		b = b[:limit]
-		out.Cut = fmt.Sprintf("%d more characters", count-limit)
+	b, err := v.Bytes(min(count, charsMax))
+	whole := err == nil && count <= charsMax
+	if end := bytes.IndexByte(b, 0); end >= 0 && (open || whole && len(bytes.Trim(b[end:], "\x00")) == 0) {
+		b, err, count = b[:end], nil, uint64(end)
 	} else if open && err == nil {
 		out.Cut = "no end within " + strconv.FormatUint(limit, 10) + " characters"
+	}
+	if uint64(len(b)) > limit {
+		b = b[:limit]
+		out.Cut = fmt.Sprintf("%d more characters", count-limit)
 	}
 	if err != nil {
 		out.Fault = faultText(err)
@@ -301,12 +330,18 @@ func isNumberType(t *cexpr.Type) bool {
 func (r *valueReader) pointer(out *Value, v cexpr.Value, d *cexpr.Def, bits uint64) {
 	out.Symbol = r.symbol(bits)
 	out.Text = withSymbol(bits, out.Symbol)
-	if _, plain := d.Elem.IsChar(); !plain || bits == 0 {
+	char, plain := d.Elem.IsChar()
+	if !char || bits == 0 || !plain && isNumberType(d.Elem) {
 		return
 	}
 	target, err := v.Deref()
 	if err != nil {
 		return
+	}
+	if !plain {
+		if b, _ := target.Bytes(uint64(r.limits.Elements)); !printsToNUL(b) {
+			return
+		}
 	}
 	var text Value
 	r.chars(&text, retyped(target, cexpr.ArrayOf(d.Elem, 0)), &cexpr.Def{Kind: cexpr.KindArray, Elem: d.Elem})
