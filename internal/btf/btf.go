@@ -226,17 +226,22 @@ func (s *Spec) At(index int) Type {
 	le := binary.LittleEndian
 	b := s.types[start:end:end]
 	info := le.Uint32(b[4:]) // read once
-	t := Type{Kind: Kind(info >> 24 & 0x1f), Flag: info>>31 != 0, Count: int(info & 0xffff),
+	t := Type{Kind: kindOf(info), Flag: info>>31 != 0, Count: int(info & 0xffff),
 		Name: le.Uint32(b), Ref: le.Uint32(b[8:])}
-	if t.Kind >= KindCount {
-		return Type{}
-	}
 	n := typeSize + extra[t.Kind].fixed + t.Count*extra[t.Kind].each
 	if n > len(b) {
 		return Type{}
 	}
 	t.Data = b[typeSize:n]
 	return t
+}
+
+// kindOf is the kind in the word "info" of a record; Void for one that is not known.
+func kindOf(info uint32) Kind {
+	if k := Kind(info >> 24 & 0x1f); k < KindCount {
+		return k
+	}
+	return Void
 }
 
 // Type returns a type by its number; ok is false if there is none. Void has no

@@ -74,4 +74,4 @@ func (s *Spec) indexNames() nameIndex {
 }
 
 // KindAt is At(i).Kind, for loops over everything.
-func (s *Spec) KindAt(i int) Kind { return Kind(s.types[s.offset[i]+7] & 0x1f) }
+func (s *Spec) KindAt(i int) Kind { return kindOf(uint32(s.types[s.offset[i]+7]) << 24) }

@@ -9,7 +9,7 @@ import (
 // scansMax is how many names are looked for one by one before there is an index. A
 // look at the compressed names takes some 0.3 ms for Linux 6.1, the index 15 ms and
 // 2 MB: who wants ten symbols and ends should not pay for it.
-const scansMax = 32
+const scansMax = 24
 
 // find returns the first symbol with this name.
 func (n *names) find(name string) (int, bool) {

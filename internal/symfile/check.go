@@ -95,17 +95,19 @@ type search struct {
 }
 
 // step is a type on the path of a search, and the next of its references.
-type step struct{ index, edge int }
+type step struct {
+	index, edge int
+	record      record // of the type, which a structure needs for each of its members
+}
 
 // from visits the type at an index and all that it leads to.
 func (s *search) from(index int) {
 	s.enter(index)
 	for len(s.path) > 0 {
 		top := &s.path[len(s.path)-1]
-		r := s.own.record(top.index)
-		id, ok := r.edge(s.graph, top.edge)
+		id, ok := top.record.edge(s.graph, top.edge)
 		if !ok || s.own.state[top.index]&cut != 0 {
-			s.leave(top.index, &r)
+			s.leave(top.index, &top.record)
 			continue
 		}
 		top.edge++
@@ -113,7 +115,7 @@ func (s *search) from(index int) {
 		if i < 0 {
 			continue
 		}
-		if k := to.record(i).Kind; k == btf.FuncProto {
+		if to.KindAt(i) == btf.FuncProto {
 			to.state[i] |= referenced
 		}
 		switch {
@@ -131,7 +133,7 @@ func (s *search) from(index int) {
 func (s *search) enter(index int) {
 	if s.own.state[index]&visited == 0 {
 		s.own.state[index] |= visiting
-		s.path = append(s.path, step{index: index})
+		s.path = append(s.path, step{index: index, record: s.own.record(index)})
 	}
 }
 
@@ -223,13 +225,12 @@ func (t *types) target(id uint32) (s *table, index int) {
 		if index < 0 || s.state[index]&unusable != 0 {
 			break
 		}
-		r := s.record(index)
-		switch r.Kind {
+		switch s.KindAt(index) {
 		case btf.TypeTag:
 			if s.state[index]&cut != 0 {
 				return nil, -1
 			}
-			id = r.Ref
+			id = s.At(index).Ref
 			continue
 		case btf.Func, btf.Var, btf.Datasec, btf.DeclTag:
 			return nil, -1
