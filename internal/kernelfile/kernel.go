@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"nestdbg/internal/linux"
+	"nestdbg/internal/mem"
 	"nestdbg/internal/symfile"
 )
 
@@ -30,7 +31,8 @@ func Kernel(k *linux.Kernel, w io.Writer) (problems []string, err error) {
 	if unit.Unwind, err = k.Unwind(); err != nil {
 		missing("call frames", err)
 	}
-	f := &symfile.File{Arch: k.Arch(), Sections: sections(k), Units: []symfile.Unit{unit}, Code: k}
+	f := &symfile.File{Arch: k.Arch(), Sections: sections(k), Units: []symfile.Unit{unit}, Code: k,
+		Ends: []mem.Range{k.UserRange()}} // as in Frames
 	left, err := f.Write(w)
 	for _, p := range left {
 		problems = append(problems, p.String())
