@@ -17,6 +17,7 @@ type describer struct {
 	info   *buffer
 	str    *buffer // its first byte is 0, so that offset 0 can mean "no name"
 	loc    *buffer
+	index  *gdbIndex
 	code   mem.VirtReader // may be nil
 
 	// fixups are the places in info that hold a type id for now. References are
@@ -27,6 +28,7 @@ type describer struct {
 // begin writes the header of a compilation unit and returns its offset.
 func (d *describer) begin(name string) int {
 	start := d.info.len()
+	d.index.begin(start)
 	d.info.u32(0) // length, set by end
 	d.info.u16(dwarfVersion)
 	d.info.u32(0) // all units share one abbreviation table
@@ -44,6 +46,7 @@ func (d *describer) begin(name string) int {
 func (d *describer) end(start int) {
 	d.info.u8(0)
 	d.info.putU32(start, uint32(d.info.len()-start-4))
+	d.index.end(d.info.len())
 	for _, pos := range d.fixups {
 		s, i := d.at(d.info.u32At(pos))
 		d.info.putU32(pos, s.die[i])
@@ -70,6 +73,7 @@ func (d *describer) entry(s shape, typ, str uint32) {
 	if str != 0 {
 		d.info.u32(str)
 	}
+	d.index.add(s, str)
 }
 
 // strings returns the section in which a string offset lies, and where.
@@ -135,7 +139,7 @@ func (s *table) isDescribed(i int) bool {
 	if st&unusable != 0 || s.isPartial && st&(named|needed) == 0 {
 		return false
 	}
-	switch r := s.record(i); r.Kind {
+	switch s.KindAt(i) {
 	case btf.Func, btf.Var, btf.Datasec, btf.DeclTag, btf.TypeTag:
 		return false
 	case btf.FuncProto:

@@ -34,8 +34,12 @@ var ErrCorrupt = errors.New("corrupt input")
 // slide for gdb's qOffsets and the section addresses for qXfer:libraries are the
 // difference to these addresses, normally zero.
 type File struct {
-	Arch    *arch.Arch
-	BuildID []byte // of the kernel or module; nil if not known
+	Arch *arch.Arch
+
+	// BuildID is that of the kernel or module; nil if not known. A file without types
+	// does not get it: gdb would look by it for one that has them, and find the
+	// vendor's, which is not at run-time addresses.
+	BuildID []byte
 
 	// Sections become the first sections of the file, in this order, and one
 	// PT_LOAD each, in this order too. So the address that the server answers in
@@ -123,10 +127,11 @@ func (f *File) Write(w io.Writer) ([]Problem, error) {
 		return nil, err
 	}
 	out := &writer{machine: machine, sections: f.Sections, places: newPlaces(f), notes: &notes{}}
-	out.buildID(f.BuildID)
 	out.symbols(f.Units)
 	out.frames(f.Units, f.Ends)
-	out.describeUnits(f)
+	if out.describeUnits(f) {
+		out.buildID(f.BuildID)
+	}
 	if err := out.emit(w); err != nil {
 		return nil, err
 	}

@@ -127,6 +127,11 @@ func TestSections(t *testing.T) {
 			t.Errorf("%s would count as a section of the library", s.Name)
 		}
 	}
+	if e.Section(".note.gnu.build-id") != nil {
+		t.Error("a build id in a file without types")
+	}
+	raw, _ := marshal(t, &cilium.Int{Name: "int", Size: 4})
+	e, _ = write(t, &File{Arch: arch.X86, BuildID: id, Sections: testSections, Units: []Unit{{Name: "kernel", BTF: raw}}})
 	note, err := e.Section(".note.gnu.build-id").Data()
 	if err != nil {
 		t.Fatal(err)

@@ -15,13 +15,14 @@ type typed struct {
 // locationBytes is how much .debug_loc a symbol takes: 26 bytes in Linux 6.1.
 const locationBytes = 32
 
-// describeUnits adds .debug_info, .debug_abbrev and .debug_str.
-func (w *writer) describeUnits(f *File) {
+// describeUnits adds .debug_info, what belongs to it, and .gdb_index, or nothing.
+func (w *writer) describeUnits(f *File) (described bool) {
 	base, units := w.parseUnits(f)
 	if len(units) == 0 {
-		return
+		return false
 	}
 	var info, str, loc buffer
+	var index gdbIndex
 	for _, t := range units {
 		// For Linux 6.1 that is enough by a tenth.
 		info.grow(len(t.unit.BTF) * 4 / 5)
@@ -35,7 +36,7 @@ func (w *writer) describeUnits(f *File) {
 			return
 		}
 		d := describer{types: t.types, notes: w.notes, places: &w.places, code: f.Code,
-			info: &info, str: &str, loc: &loc}
+			info: &info, str: &str, loc: &loc, index: &index}
 		d.describeUnit(t.unit)
 	}
 	if f.Base != nil {
@@ -51,6 +52,8 @@ func (w *writer) describeUnits(f *File) {
 	w.add(part{name: ".debug_loc", kind: shtProgbits, data: loc.b, align: 1})
 	w.add(part{name: ".debug_abbrev", kind: shtProgbits, data: abbreviations(), align: 1})
 	w.add(part{name: ".debug_str", kind: shtProgbits, data: str.b, align: 1})
+	w.add(part{name: ".gdb_index", kind: shtProgbits, data: index.section(str.b), align: 4})
+	return true
 }
 
 // Base is a kernel's own BTF, for the files of its modules. It is read once, since
@@ -221,6 +224,8 @@ func (d *describer) function(name, proto uint32, s *Symbol) {
 	}
 	r.prune(t.state[i])
 	d.open(shapeFunction, r.Ref, name)
+	d.index.setExternal(!s.Local)
+	d.index.code(s.Addr, size)
 	d.info.flag(!s.Local)
 	d.info.u64(s.Addr)
 	d.info.u32(uint32(size))
@@ -268,6 +273,7 @@ func (d *describer) variable(str, typ uint32, addr uint64, isExternal bool) {
 		return
 	}
 	d.entry(shapeVariable, typ, str)
+	d.index.setExternal(isExternal && str != 0)
 	d.info.flag(isExternal)
 	d.info.block(func(b *buffer) {
 		b.u8(opAddr)
