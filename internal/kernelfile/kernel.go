@@ -1,6 +1,7 @@
 package kernelfile
 
 import (
+	"encoding/hex"
 	"fmt"
 	"io"
 
@@ -12,9 +13,7 @@ import (
 // Kernel writes what the kernel in memory says of itself, for a kernel whose
 // vmlinux is not at hand: symbols, functions with their arguments, types and
 // call-frame information, at run-time addresses. There are no source lines and no
-// local variables. What is missing, and why, is in the problems. The file has no
-// build id: gdb would take the vendor's file with this id, or its own index of
-// that in its cache, for a description of this one, and crash.
+// local variables. What is missing, and why, is in the problems.
 func Kernel(k *linux.Kernel, w io.Writer) (problems []string, err error) {
 	missing := func(what string, err error) {
 		problems = append(problems, fmt.Sprintf("%s: %v", what, err))
@@ -31,13 +30,22 @@ func Kernel(k *linux.Kernel, w io.Writer) (problems []string, err error) {
 	if unit.Unwind, err = k.Unwind(); err != nil {
 		missing("call frames", err)
 	}
-	f := &symfile.File{Arch: k.Arch(), Sections: sections(k), Units: []symfile.Unit{unit}, Code: k,
+	f := &symfile.File{Arch: k.Arch(), BuildID: buildID(k.BuildID), Sections: sections(k), Units: []symfile.Unit{unit}, Code: k,
 		Ends: []mem.Range{k.UserRange()}} // as in Frames
 	left, err := f.Write(w)
 	for _, p := range left {
 		problems = append(problems, p.String())
 	}
 	return problems, err
+}
+
+// buildID is one in hexadecimal as bytes, nil for anything else.
+func buildID(text string) []byte {
+	id, err := hex.DecodeString(text)
+	if err != nil {
+		return nil
+	}
+	return id
 }
 
 // symbols are those of kallsyms that have an address. Per-CPU symbols are

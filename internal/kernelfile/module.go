@@ -34,7 +34,7 @@ func NewModules(k *linux.Kernel) *Modules {
 // gdb finds in the kernel's file. The file has a section for each of the module's
 // regions that is not empty. What is missing, and why, is in the problems.
 func (f *Modules) Write(m *linux.Module, w io.Writer) (problems []string, err error) {
-	file := &symfile.File{Arch: f.kernel.Arch(), Code: f.kernel}
+	file := &symfile.File{Arch: f.kernel.Arch(), BuildID: buildID(m.BuildID), Code: f.kernel}
 	for i, r := range m.Regions {
 		if r.Size == 0 {
 			continue
