@@ -27,7 +27,7 @@ type Space struct {
 	format *Format
 	reader mem.PhysReader
 	slicer mem.PhysSlicer // reader, if it can slice; else nil
-	below  *Space         // reader, if it is one; else nil
+	below  *Space         // what reader translates with, if it does; else nil
 	root   mem.Phys
 	cache  atomic.Pointer[tableCache]
 }
@@ -43,13 +43,19 @@ var (
 func NewSpace(name string, f *Format, r mem.PhysReader, root mem.Phys) *Space {
 	s := &Space{name: name, format: f, reader: r, root: root}
 	s.slicer, _ = r.(mem.PhysSlicer)
-	s.below, _ = r.(*Space)
+	if b, ok := r.(interface{ Stage() *Space }); ok {
+		s.below = b.Stage()
+	}
 	s.Flush()
 	return s
 }
 
 // Name is the name that faults carry.
 func (s *Space) Name() string { return s.name }
+
+// Stage is s itself. Memory that is a Space with something added embeds it, and is
+// known by this method to a Space above.
+func (s *Space) Stage() *Space { return s }
 
 // Format is the format of the tables.
 func (s *Space) Format() *Format { return s.format }
@@ -98,6 +104,13 @@ func (s *Space) SliceVirt(a mem.Virt, max int) []byte { return s.slice(uint64(a)
 var errWrap = errors.New("the read passes the end of the address space")
 
 func (s *Space) read(p []byte, addr uint64) (int, error) {
+	if len(p) >= sharedSize && s.slicer != nil && addr+uint64(len(p)) > addr {
+		return s.readShared(p, addr)
+	}
+	return s.readAlone(p, addr)
+}
+
+func (s *Space) readAlone(p []byte, addr uint64) (int, error) {
 	n := 0
 	for n < len(p) {
 		a := addr + uint64(n)
