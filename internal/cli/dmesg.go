@@ -58,8 +58,9 @@ func (a *app) dmesgCommand() *cobra.Command {
 }
 
 // follower shows a log as it grows. It reads memory only: the state of the CPUs,
-// which stops the machine for a moment, is taken again only when memory no longer
-// fits what was known, as when a guest was started anew.
+// which stops the machine for a millisecond, is taken again only when memory no longer
+// fits what was known, as when a guest was started anew, and when the log was quiet
+// for a while: a guest that was reset leaves the old kernel in memory, with its log.
 type follower struct {
 	app     *app
 	machine *machine.Machine
@@ -73,6 +74,7 @@ type follower struct {
 	polls   int
 	missed  int             // checks in a row that did not find the machine
 	told    map[string]bool // problems that were shown
+	heard   time.Time       // when the last record came, or the last look at a quiet machine
 }
 
 const (
@@ -86,13 +88,15 @@ const (
 	// Every so many polls the hypervisor is asked whether the machine still exists,
 	// by its memory: what a guest that has ended left there reads as before.
 	aliveEvery = 5
+	// followQuiet is how long a log may be quiet before it is asked whose it is.
+	followQuiet = 5 * time.Second
 )
 
 // run shows what there is and what comes, until ctx ends.
 func (f *follower) run(ctx context.Context) error {
 	for well := time.Now(); ; {
 		pause := followEvery
-		batch, err := f.poll()
+		batch, err := f.poll(ctx)
 		switch {
 		case err == nil:
 			well = time.Now()
@@ -116,7 +120,7 @@ func (f *follower) run(ctx context.Context) error {
 }
 
 // poll reads what is new.
-func (f *follower) poll() (linux.LogBatch, error) {
+func (f *follower) poll(ctx context.Context) (linux.LogBatch, error) {
 	// Memory that is mapped outlives QEMU.
 	if pid := f.app.live.Info().PID; errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
 		return linux.LogBatch{}, fmt.Errorf("QEMU, process %d, has ended: %w", pid, session.ErrGone)
@@ -130,13 +134,10 @@ func (f *follower) poll() (linux.LogBatch, error) {
 			return linux.LogBatch{}, err
 		}
 	}
-	pa, _, err := f.kernel.Space().Translate(uint64(f.kernel.TextVA))
-	if err != nil {
-		return linux.LogBatch{}, err
-	}
-	if pa != f.kernel.TextPA {
+	if !f.kernel.Runs(nil) {
 		return linux.LogBatch{}, fmt.Errorf("the kernel of %s is not where it was", f.machine.Name)
 	}
+	var err error
 	if f.log == nil {
 		if f.log, err = f.kernel.Log(); err != nil {
 			return linux.LogBatch{}, err
@@ -145,6 +146,14 @@ func (f *follower) poll() (linux.LogBatch, error) {
 	batch, err := f.log.Since(f.next)
 	if err != nil {
 		return batch, err
+	}
+	if len(batch.Records) > 0 || f.heard.IsZero() {
+		f.heard = time.Now()
+	} else if time.Since(f.heard) > followQuiet {
+		f.heard = time.Now()
+		if err := f.stillRuns(ctx); err != nil {
+			return linux.LogBatch{}, err
+		}
 	}
 	if !f.started && len(batch.Lost) > 0 && batch.Lost[0].From == 0 {
 		batch.Lost = batch.Lost[1:] // gone before anybody followed
@@ -159,6 +168,22 @@ func (f *follower) poll() (linux.LogBatch, error) {
 		f.told[p.Error()] = true
 	}
 	return batch, nil
+}
+
+// stillRuns looks at the CPUs: is this the kernel that they run?
+func (f *follower) stillRuns(ctx context.Context) error {
+	if _, err := f.app.session.Look(ctx, session.Quick); err != nil {
+		return err
+	}
+	m, err := f.app.session.Machine(f.machine.Name)
+	if err != nil {
+		return err
+	}
+	if k, err := f.app.session.Kernel(m); err != nil || k != f.kernel {
+		return errors.Join(fmt.Errorf("%s runs another kernel than before", m.Name), err)
+	}
+	f.machine = m
+	return nil
 }
 
 // alive asks the kernel that the machine is a guest of for it, by the hypervisor's

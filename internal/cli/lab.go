@@ -257,8 +257,8 @@ func newLabConsoleCommand() *cobra.Command {
 		Long: `Connects the terminal with the console of a machine, where a shell waits;
 Ctrl-] leaves. With --command it asks the machine's agent instead and prints the
 answer: ping, kallsyms, modules, tasks (pid tgid ppid state comm), kmsg, clock,
-stack PID, cat FILE, exec COMMAND, pattern, unpattern, crash, poweroff; in L1
-also vm list, vm start N, vm kill N.`,
+stack PID, cat FILE, exec COMMAND, pattern, unpattern, crash, reboot, poweroff;
+in L1 also vm list, vm start N [reboots], vm kill N.`,
 		Args: cobra.MaximumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			machine, names := splitMachine(args)

@@ -17,6 +17,8 @@ type image struct {
 	va   mem.Virt
 	pa   mem.Phys
 	size uint64
+
+	bannerAt uint64 // offset of the banner, once it was found
 }
 
 // locateImage finds the image that an address space maps: the first step of the
@@ -114,7 +116,8 @@ const bannerMax = 1024
 // and stays behind (Linux 6.12 init/version.c, init/version-timestamp.c).
 func (im *image) banner() (string, error) {
 	var found string
-	im.windows(bannerMax, func(_ uint64, b []byte) bool {
+	im.windows(bannerMax, func(off uint64, b []byte) bool {
+		end := off + uint64(len(b))
 		for {
 			i := bytes.Index(b, bannerStart)
 			if i < 0 {
@@ -122,7 +125,7 @@ func (im *image) banner() (string, error) {
 			}
 			b = b[i:]
 			if s, ok := parseBanner(b); ok && (found == "" || numbered(s)) {
-				found = s
+				found, im.bannerAt = s, end-uint64(len(b))
 				if numbered(s) {
 					return true
 				}

@@ -185,7 +185,7 @@ func (s *Session) Kernel(m *machine.Machine) (*linux.Kernel, error) {
 // Preconditions: s.mu is held.
 func (s *Session) kernel(m *machine.Machine) (*linux.Kernel, error) {
 	live := s.live(m)
-	if r := s.kernels[m.Name]; r != nil && (r.err != nil && r.fulls == s.fulls || r.err == nil && stillThere(r.kernel)) {
+	if r := s.kernels[m.Name]; r != nil && (r.err != nil && r.fulls == s.fulls || r.err == nil && runs(r.kernel, m)) {
 		return r.kernel, r.err
 	}
 	k, err := linux.Find(source(m, live))
@@ -193,11 +193,14 @@ func (s *Session) kernel(m *machine.Machine) (*linux.Kernel, error) {
 	return k, err
 }
 
-// stillThere reports whether a kernel found earlier is where it was: the
-// machine may have been rebooted since, and KASLR puts the next one elsewhere.
-func stillThere(k *linux.Kernel) bool {
-	pa, _, err := k.Space().Translate(uint64(k.TextVA))
-	return err == nil && pa == k.TextPA
+// runs reports whether a kernel found earlier is still m's: the machine may have
+// been rebooted since.
+func runs(k *linux.Kernel, m *machine.Machine) bool {
+	var cpus []*arch.Registers
+	for _, c := range m.CPUs {
+		cpus = append(cpus, c.Regs)
+	}
+	return k.Runs(cpus)
 }
 
 // hypervisor is the kernel of a machine that had guests at the last full look.
@@ -207,7 +210,9 @@ func (s *Session) hypervisor(m *machine.Machine) *linux.Kernel {
 	if r == nil || r.err != nil || !r.hypervisor {
 		return nil
 	}
-	s.live(m)
+	if s.live(m); !runs(r.kernel, m) {
+		return nil
+	}
 	return r.kernel
 }
 

@@ -33,7 +33,7 @@ func runL1(children *children, verbs verbs) error {
 	}
 	// The VMs first, L1's channels while they boot.
 	for _, s := range slots[:config.VMs] {
-		if err := s.start(); err != nil {
+		if err := s.start(false); err != nil {
 			fmt.Fprintln(os.Stderr, "nestdbg lab agent:", err)
 		}
 	}
@@ -116,7 +116,7 @@ func (s *vmSlot) joinAgent() error {
 	}
 }
 
-// vmVerb is the request "vm": list, start N, kill N.
+// vmVerb is the request "vm": list, start N [reboots], kill N.
 func vmVerb(slots []*vmSlot, args string) ([]byte, error) {
 	verb, number, _ := strings.Cut(args, " ")
 	if verb == "list" {
@@ -126,15 +126,16 @@ func vmVerb(slots []*vmSlot, args string) ([]byte, error) {
 		}
 		return b.Bytes(), nil
 	}
+	number, reboots := strings.CutSuffix(number, " reboots")
 	index, err := strconv.Atoi(strings.TrimPrefix(number, "vm"))
 	if err != nil || index < 0 || index >= len(slots) {
 		return nil, fmt.Errorf("vm %s takes a number from 0 to %d, not %q", verb, len(slots)-1, number)
 	}
 	switch verb {
 	case "start":
-		return nil, slots[index].start()
+		return nil, slots[index].start(reboots)
 	case "kill":
 		return nil, slots[index].kill()
 	}
-	return nil, errors.New("vm takes: list, start N, kill N")
+	return nil, errors.New("vm takes: list, start N [reboots], kill N")
 }

@@ -38,6 +38,7 @@ func commonVerbs(children *children) verbs {
 		"pattern":   simple(func(string) ([]byte, error) { return patterns.start() }),
 		"unpattern": simple(func(string) ([]byte, error) { return nil, patterns.stop() }),
 		"crash":     lastWords(func() error { return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0) }),
+		"reboot":    lastWords(func() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) }),
 		"poweroff":  lastWords(func() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }),
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,7 +32,7 @@ type vmSlot struct {
 	index    int
 	children *children
 	runDir   string           // holds the socket of the VM's agent
-	command  func() *exec.Cmd // makes the VM's QEMU
+	command  func() *exec.Cmd // makes the VM's QEMU, which ends when its guest reboots
 	agent    io.ReadWriter    // the channel to L0; whole Writes are not torn by others
 
 	mu      sync.Mutex
@@ -69,7 +70,7 @@ func vmCommand(index int, socket string, config Config) *exec.Cmd {
 		"-enable-kvm", "-cpu", "host,-xsave,-avx,-avx2,-pclmulqdq,-aes,-vaes,kvm-pv-eoi=off",
 		"-M", "microvm,rtc=on,isa-serial=on",
 		"-smp", strconv.Itoa(config.VMCPUs), "-m", fmt.Sprintf("%dM", config.VMMemory>>20),
-		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		"-nodefaults", "-no-user-config", noReboot, "-display", "none",
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-chardev", "socket,id=agent,server=on,wait=off,path="+socket,
 		"-device", "virtio-serial-device", "-device", "virtserialport,chardev=agent,name="+AgentPort,
@@ -77,8 +78,12 @@ func vmCommand(index int, socket string, config Config) *exec.Cmd {
 		"-append", strings.TrimSpace("console=ttyS0 quiet nowatchdog rcupdate.rcu_cpu_stall_suppress=1 "+config.VMAppend))
 }
 
-// start starts the VM; it is an error if it runs.
-func (s *vmSlot) start() error {
+// noReboot makes a QEMU end when its guest reboots.
+const noReboot = "-no-reboot"
+
+// start starts the VM; it is an error if it runs. A VM that may reboot does so in
+// the same QEMU.
+func (s *vmSlot) start(mayReboot bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.run.alive() {
@@ -86,6 +91,9 @@ func (s *vmSlot) start() error {
 	}
 	os.Remove(s.socket())
 	cmd := s.command()
+	if mayReboot {
+		cmd.Args = slices.DeleteFunc(cmd.Args, func(arg string) bool { return arg == noReboot })
+	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return err

@@ -68,10 +68,10 @@ func TestVMLife(t *testing.T) {
 	_, err := ask(t, l0, "a1", "ping")
 	wantRefused(t, err)
 	for life := range 2 {
-		if err := s.start(); err != nil {
+		if err := s.start(false); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.start(); err == nil {
+		if err := s.start(false); err == nil {
 			t.Fatal("started twice")
 		}
 		listen(t, s, verbs{"ping": simple(func(string) ([]byte, error) { return []byte("pong"), nil })})
@@ -94,7 +94,7 @@ func TestVMLife(t *testing.T) {
 
 func TestVMThatDiesAnswers(t *testing.T) {
 	s, l0 := testSlot(t, "sleep", "60")
-	if err := s.start(); err != nil {
+	if err := s.start(false); err != nil {
 		t.Fatal(err)
 	}
 	asked := make(chan bool, 1)
@@ -109,7 +109,7 @@ func TestVMThatDiesAnswers(t *testing.T) {
 
 func TestVMThatNeverListens(t *testing.T) {
 	s, l0 := testSlot(t, "false")
-	if err := s.start(); err != nil {
+	if err := s.start(false); err != nil {
 		t.Fatal(err)
 	}
 	_, err := ask(t, l0, "a1", "ping")
@@ -145,7 +145,7 @@ func (l *lockedBuffer) String() string {
 
 func TestConsoleKeepsWhatWasSaidEarly(t *testing.T) {
 	s, _ := testSlot(t, "sh", "-c", "echo early; read line; echo $line")
-	if err := s.start(); err != nil {
+	if err := s.start(false); err != nil {
 		t.Fatal(err)
 	}
 	var console lockedBuffer

@@ -1,10 +1,14 @@
 package tests
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"nestdbg/internal/session"
 )
 
 // TestVMStartsAndEnds starts and ends a VM while a client is attached: it is noticed
@@ -65,3 +69,59 @@ func TestVMStartsAndEnds(t *testing.T) {
 	c.ok("D;1", "D;2")
 	checkLeftAlone(t, l)
 }
+
+// TestReboot lets a VM reboot in the same VMM, with its kernel somewhere else
+// afterwards: a session that knew the old one, and a log that was followed, go on with
+// the new one. The machine is the same.
+func TestReboot(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	ask(t, l, "l1", "vm start 1 reboots")
+	t.Cleanup(func() { l.Ask(context.Background(), "l1", "vm kill 1") })
+	boot := ask(t, l, "vm1", "cat /proc/sys/kernel/random/boot_id") // answered when it is up
+	v := look(t, l)
+	vm := v.names(t, l)["vm1"]
+	old := v.kernel(t, vm)
+	_, lines := follow(t, l, vm.Name)
+	eventually(t, "the log so far", commandLimit, func() bool { return len(lines()) > 10 })
+
+	// Between the kernels there is none, and never the old one's word for the new one.
+	ask(t, l, "vm1", "reboot")
+	eventually(t, "another boot", askLimit, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		id, err := l.Ask(ctx, "vm1", "cat /proc/sys/kernel/random/boot_id")
+		return err == nil && string(id) != boot
+	})
+	if _, err := v.Look(t.Context(), session.Full); err != nil {
+		t.Fatal(err)
+	}
+	again, err := v.Machine(vm.Name)
+	if err != nil || again.ID != vm.ID {
+		t.Fatalf("%s is another machine after it rebooted: %v", vm.Name, err)
+	}
+	k := v.kernel(t, again)
+	text := guestSymbol(t, l, "vm1", "_text")
+	if uint64(k.TextVA) != text || k == old {
+		t.Errorf("the kernel is at %#x, it says %#x; the old one was at %#x", k.TextVA, text, old.TextVA)
+	}
+	mark := fmt.Sprintf("after the reboot %d", time.Now().UnixNano())
+	ask(t, l, "vm1", "exec echo '"+mark+"' > /dev/kmsg")
+	if text := must(t, l, "dmesg", "-m", vm.Name); !strings.Contains(text, mark) {
+		t.Errorf("dmesg of another process lacks %q", mark)
+	}
+	eventually(t, "the log that was followed goes on", rebootNotice, func() bool {
+		return strings.Contains(strings.Join(lines(), ""), mark)
+	})
+	zeros := 0
+	for _, line := range lines() {
+		if strings.Contains(line, `"seq":0,`) {
+			zeros++
+		}
+	}
+	if zeros != 2 {
+		t.Errorf("the first record of a boot came %d times, want twice", zeros)
+	}
+}
+
+// rebootNotice bounds how long it takes "dmesg -w" to find out that a guest rebooted.
+const rebootNotice = 20 * time.Second
