@@ -77,6 +77,7 @@ func (ev *evaluator) perCPU(n *Call) (Value, error) {
 		return v, errorAt(n.Args[0].At(), "%s is not per-CPU data; a pointer to some goes through per_cpu_ptr", Text(n.Args[0]))
 	}
 	v.Addr, v.PerCPU = v.Addr+offset, false
+	v.Symbol = Text(n)
 	return v, nil
 }
 

@@ -127,6 +127,8 @@ func TestEvaluateRefuses(t *testing.T) {
 		{"untyped", -1, ""}, {"untyped.pid", 7, "write (TYPE)untyped"}, {"untyped + 1", 0, "not known"}, {"sizeof untyped", 0, "not known"}, {"untyped@2", 7, "not known"},
 		{"queue.nr + 1", 5, "write per_cpu(queue.nr, CPU)"}, {"&queue", 0, "per-CPU"}, {"queue.curr->pid", 5, "per_cpu(queue.curr, CPU)"}, {"per_cpu(queue, 2)", 0, "no CPU 2"},
 		{"per_cpu(queue)", 0, "takes a variable and a CPU"}, {"per_cpu(init_task, 0)", 8, "not per-CPU data"}, {"per_cpu(queue, -1)", 15, "no CPU"}, {"per_cpu_ptr(1, 0)", 12, "takes a pointer"},
+		{"(task *)0", 1, `there is no type "task"; there is "struct task"`}, {"(task **)0", 1, `"struct task"`}, {"(nosuch)1", 1, `there is no type "nosuch"`}, {"(u33)init_task", 1, "near: u32"},
+		{"PF_KTHREAD", 0, "if it is a macro"}, {"per_cpu(secret, 1) + 1", 0, "write (TYPE)per_cpu(secret, 1)"},
 		{"nothing()", 0, "there is no helper"}, {"work(1)", 0, "runs nothing"}, {"$nope", 0, "no register"}, {"per_cpu(secret, 0).x", 18, "not known"},
 		{strings.Repeat("(", 300) + "1" + strings.Repeat(")", 300), 100, "nested more than"}, {strings.Repeat("-", 1) + strings.Repeat("!", 300) + "1", 200, "nested more than"},
 		{strings.Repeat("1+", 10000) + "1", -1, "at most"}, {"(int " + strings.Repeat("*", 100) + ")1", 70, "more than 64 deep"}, {strings.Repeat("a", 600), 0, "at most 512"},

@@ -38,6 +38,9 @@ type Error struct {
 	Pos int // bytes from the start of the text; -1 if no place is to blame
 	Msg string
 	Err error // the class; may be nil
+
+	// notType is a name that stands where only a type makes sense.
+	notType string
 }
 
 func (e *Error) Error() string { return e.Msg }

@@ -16,11 +16,14 @@ type Result struct {
 // expression goes through pointers or computes; the bytes of an object that is the
 // value itself are not.
 func (e *Env) Evaluate(text string) (Result, error) {
+	ev := evaluator{env: e}
 	n, err := Parse(text, e.isTypedef)
+	if wrong, ok := err.(*Error); ok && wrong.notType != "" && e.Types != nil {
+		err = ev.unknownType(&TypeExpr{Pos: wrong.Pos, Name: wrong.notType})
+	}
 	if err != nil {
 		return Result{}, err
 	}
-	ev := evaluator{env: e}
 	v, err := ev.eval(n)
 	return Result{v, ev.notes}, err
 }
@@ -161,6 +164,9 @@ func (ev *evaluator) unknownName(n *Name) error {
 			}
 		}
 	}
+	if strings.ToUpper(n.Text) == n.Text {
+		msg += "; if it is a macro, nothing in the program tells its value"
+	}
 	if h, ok := ev.env.Helpers[n.Text]; ok {
 		msg += "; the helper is called like this: " + h.Usage
 	}
@@ -173,9 +179,11 @@ func typed(v Value) error {
 	if v.Type != nil {
 		return nil
 	}
-	name := v.Symbol
-	return errorAt(-1, "the type of %s is not known: BTF has types of per-CPU variables and functions only; "+
-		"write (TYPE)%s, or *(TYPE *)&%s", name, name, name)
+	why := ", as BTF has those of functions and per-CPU variables only"
+	if strings.HasPrefix(v.Symbol, "per_cpu(") {
+		why = ": BTF does not have it"
+	}
+	return errorAt(-1, "the type of %s is not known%s; write (TYPE)%[1]s, or *(TYPE *)&%[1]s", v.Symbol, why)
 }
 
 // rvalue makes a number or pointer of a value: an array becomes the address of its

@@ -1,6 +1,7 @@
 package cexpr
 
 import (
+	"fmt"
 	"slices"
 )
 
@@ -138,8 +139,27 @@ func (p *parser) binary(level int) Node {
 		if !ok {
 			return x
 		}
+		if name, ok := x.(*Name); ok && t.text == "*" && p.castEnds() {
+			p.failType(name)
+		}
 		x = &Binary{at(t.pos), t.text, x, p.binary(level + 1)}
 	}
+}
+
+// castEnds reports whether only the end of a cast can follow "NAME *": more stars and a
+// parenthesis.
+func (p *parser) castEnds() bool {
+	for _, t := range p.list[p.next:] {
+		if t.kind != tokenOp || t.text != "*" {
+			return t.kind == tokenOp && t.text == ")"
+		}
+	}
+	return false
+}
+
+// failType fails because a name is no type.
+func (p *parser) failType(n *Name) {
+	panic(&Error{Pos: n.At(), Msg: fmt.Sprintf("%q is no type here", n.Text), Err: ErrNotFound, notType: n.Text})
 }
 
 func (p *parser) unary() Node {
@@ -216,12 +236,26 @@ func (p *parser) primary() Node {
 	case t.kind == tokenOp && t.text == "(":
 		n := p.expression()
 		p.want(")", "after the expression that ( begins")
+		if name, ok := n.(*Name); ok && p.startsOperand() {
+			p.failType(name)
+		}
 		return n
 	case t.kind == tokenEnd:
 		p.fail(t, "the expression ends too early")
 	}
 	p.fail(t, "a value expected, not %s", t.describe())
 	return nil
+}
+
+// startsOperand reports whether a value follows, where an operator should.
+func (p *parser) startsOperand() bool {
+	switch t := p.peek(); t.kind {
+	case tokenName, tokenNumber, tokenChar, tokenString:
+		return true
+	case tokenOp:
+		return t.text == "(" || t.text == "~" || t.text == "!"
+	}
+	return false
 }
 
 // named reads a name, or the call of a helper.

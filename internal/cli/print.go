@@ -37,7 +37,9 @@ func (a *app) printer(ctx context.Context, o *printOptions, format byte) (*repor
 		return nil, err
 	}
 	in := linux.ExprContext{}
-	if one, err := a.cpu(m, o.cpu); err == nil {
+	if t := a.thread.task; t != nil && a.thread.machine == m.Name && o.cpu < 0 {
+		in.Task = t.Addr // the thread that is selected in gdb
+	} else if one, err := a.cpu(m, o.cpu); err == nil {
 		v, err := a.session.VirtMemory(m, one)
 		if err != nil {
 			return nil, err

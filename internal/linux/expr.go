@@ -13,6 +13,7 @@ import (
 type ExprContext struct {
 	Memory mem.VirtReader  // whose address space; nil for the kernel's own
 	Regs   *arch.Registers // of the CPU that "$rip" and "current()" mean; may be nil
+	Task   mem.Virt        // the task that "current()" means instead; may be 0
 }
 
 // Expressions is what C expressions about this kernel are evaluated in, for one
@@ -150,6 +151,8 @@ func (k *Kernel) currentFor(args []cexpr.Value, c ExprContext) (mem.Virt, error)
 		if _, err := k.exprPerCPU(cpu); err != nil {
 			return 0, err
 		}
+	case c.Task != 0:
+		return c.Task, nil
 	case c.Regs == nil:
 		return 0, refuse("current() needs a CPU whose registers are known; write current(CPU)")
 	default:

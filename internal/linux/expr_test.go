@@ -89,6 +89,10 @@ func checkExpressions(t *testing.T, s *fakeSystem) {
 	if _, err := env.Evaluate("((struct task_struct *)16)->pid + 1"); !errors.Is(err, mem.ErrFault) {
 		t.Error(err)
 	}
+	r, err = k.Expressions(ExprContext{Task: mem.Virt(leader.va)}).Evaluate("current()->pid")
+	if err != nil || exprText(r.Value) != "int 0x64" {
+		t.Errorf("%s, %v", exprText(r.Value), err)
+	}
 	if _, err := k.Expressions(ExprContext{}).Evaluate("current()"); err == nil || !strings.Contains(err.Error(), "current(CPU)") {
 		t.Error(err)
 	}

@@ -104,11 +104,16 @@ func writeNotes(w io.Writer, notes []string) {
 	}
 }
 
+// symbolReach is how far behind a symbol a pointer still counts as one into it, in
+// bytes; ours. What has no symbol, such as strings, would else be in the last variable
+// before it.
+const symbolReach = 64 << 10
+
 // PointerSymbol is what a pointer of a kernel points to or into, as gdb writes it:
 // "init_task", "schedule+0x10", "kvm_init+0x4 [kvm]"; "" if that is no symbol's.
 func PointerSymbol(k *linux.Kernel, addr uint64) string {
 	place, ok := k.Symbolize(mem.Virt(addr))
-	if !ok {
+	if !ok || place.Offset >= symbolReach {
 		return ""
 	}
 	if place.Offset == 0 {
