@@ -286,3 +286,23 @@ func TestPrintFormat(t *testing.T) {
 		}
 	}
 }
+
+// A structure that is an anonymous member of itself, 1000 times, is cut and says so.
+func TestLayoutBounds(t *testing.T) {
+	self := cexpr.NewType(cexpr.Def{})
+	many := make([]cexpr.Member, 1000)
+	for i := range many {
+		many[i].Type = self
+	}
+	*self = *cexprtest.Struct("self", 8, many...)
+	left := layoutMax
+	l, err := printer(0, ValueLimits{}).layout(self, nil, &left)
+	if err != nil || !strings.Contains(l.Cut, "more than") || !strings.Contains(textOf(&Layouts{Types: []*Layout{l}}), l.Cut) {
+		t.Errorf("%v, %+v", err, l)
+	}
+	p := printer(0, ValueLimits{})
+	v := p.read(p.Env.Object(self, cexprtest.Task), "")
+	if text := textOf(&Print{Value: v}); !strings.Contains(text, "structures more than 20 deep") && !strings.Contains(text, "more than 50000 values") {
+		t.Errorf("%.300s", text)
+	}
+}

@@ -23,6 +23,7 @@ type Layout struct {
 	Members     []*LayoutMember   `json:"members,omitempty"` // of a structure or union
 	Padding     uint64            `json:"padding,omitempty"` // bits behind the last member
 	Enumerators []EnumeratorValue `json:"enumerators,omitempty"`
+	Cut         string            `json:"cut,omitempty"` // what is left out, and why
 
 	kind        cexpr.Kind
 	declaration string
@@ -52,7 +53,7 @@ type EnumeratorValue struct {
 	Value Number `json:"value"`
 }
 
-// layoutMax bounds the members of one layout, with those of anonymous ones.
+// layoutMax bounds the members of one answer, with those of anonymous ones.
 const layoutMax = 20000
 
 // Layout describes the types of a name, or only the members of a path.
@@ -62,8 +63,9 @@ func (p *Printer) Layout(name string, paths []string) (*Layouts, error) {
 		return nil, err
 	}
 	r := &Layouts{Machine: p.Machine}
+	left := layoutMax
 	for i, t := range list {
-		l, err := p.layout(t, paths)
+		l, err := p.layout(t, paths, &left)
 		if err != nil {
 			if i+1 < len(list) || len(r.Types) > 0 {
 				continue // another of the name may have the member
@@ -75,7 +77,7 @@ func (p *Printer) Layout(name string, paths []string) (*Layouts, error) {
 	return r, nil
 }
 
-func (p *Printer) layout(t *cexpr.Type, paths []string) (*Layout, error) {
+func (p *Printer) layout(t *cexpr.Type, paths []string, left *int) (*Layout, error) {
 	top, err := t.Def()
 	if err != nil {
 		return nil, err
@@ -89,7 +91,6 @@ func (p *Printer) layout(t *cexpr.Type, paths []string) (*Layout, error) {
 		l.Typedef, l.Name = top.Name, cexpr.TypeName(top.Elem)
 		l.declaration = "typedef " + cexpr.Declare(top.Elem, top.Name)
 	}
-	left := layoutMax
 	switch {
 	case len(paths) > 0:
 		for _, path := range paths {
@@ -100,11 +101,17 @@ func (p *Printer) layout(t *cexpr.Type, paths []string) (*Layout, error) {
 			l.Members = append(l.Members, m)
 		}
 	case d.Kind == cexpr.KindStruct || d.Kind == cexpr.KindUnion:
-		l.Members, l.Padding = layoutMembers(d, 0, 0, &left)
+		l.Members, l.Padding = layoutMembers(d, 0, 0, left)
 	case d.Kind == cexpr.KindEnum:
 		for _, e := range d.Enumerators {
+			if *left--; *left < 0 {
+				break
+			}
 			l.Enumerators = append(l.Enumerators, EnumeratorValue{e.Name, Number{e.Value, d.Signed}})
 		}
+	}
+	if *left < 0 {
+		l.Cut = fmt.Sprintf("more than %d members and enumerators", layoutMax)
 	}
 	return l, nil
 }
@@ -132,7 +139,10 @@ func layoutMembers(d *cexpr.Def, from uint64, depth int, left *int) (list []*Lay
 	end := uint64(0) // of the members so far, bits from the start of d
 	for i := range d.Members {
 		m := &d.Members[i]
-		if *left--; *left < 0 || depth > defaultDepth {
+		if depth > defaultDepth {
+			*left = 0 // an anonymous member of itself
+		}
+		if *left--; *left < 0 {
 			break
 		}
 		at := from + m.BitOffset
@@ -193,10 +203,12 @@ func (l *Layout) text(w io.Writer) {
 		for _, e := range l.Enumerators {
 			fmt.Fprintf(w, "\t%s = %s,\n", e.Name, e.Value)
 		}
+		l.writeCut(w)
 		fmt.Fprintf(w, "%s\t/* size: %s */\n", after, size)
 	case len(l.Members) > 0:
 		fmt.Fprintln(w, open)
 		holes, unused := writeMembers(w, l.Members, l.Padding, "\t")
+		l.writeCut(w)
 		fmt.Fprintf(w, "\n\t/* size: %s, members: %d", size, len(l.Members))
 		if holes > 0 {
 			fmt.Fprintf(w, ", holes: %d, unused: %s", holes, bitsText(unused))
@@ -208,6 +220,12 @@ func (l *Layout) text(w io.Writer) {
 		fmt.Fprintf(w, "%s\n\t/* size: %s, no members */\n};\n", open, size)
 	default:
 		fmt.Fprintf(w, "%s;\t/* size: %s */\n", l.Name, size)
+	}
+}
+
+func (l *Layout) writeCut(w io.Writer) {
+	if l.Cut != "" {
+		fmt.Fprintf(w, "\t... (%s)\n", l.Cut)
 	}
 }
 
