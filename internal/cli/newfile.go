@@ -37,7 +37,10 @@ func writeFile(ctx context.Context, path string, force bool, write func(io.Write
 	if err := errors.Join(write(buffered), buffered.Flush(), f.Sync(), f.Close()); err != nil {
 		return 0, fmt.Errorf("write %s: %w", path, err)
 	}
-	return counted.size, moveTo(f.Name(), path, force)
+	if err := moveTo(f.Name(), path, force); err != nil {
+		return 0, err
+	}
+	return counted.size, nil
 }
 
 // checkFree refuses early what moveTo would refuse after the work.
