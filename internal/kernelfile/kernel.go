@@ -61,14 +61,19 @@ func symbols(k *linux.Kernel) ([]symfile.Symbol, error) {
 			continue
 		}
 		size, _ := table.Size(s.Addr)
-		lower := s.Type | 0x20
-		out = append(out, symfile.Symbol{
-			Name: s.Name, Addr: s.Addr, Size: size,
-			Code:  lower == 't' || lower == 'w', // text, weak
-			Local: s.Type == lower && lower != 'w',
-		})
+		out = append(out, symbol(s.Name, s.Addr, size, s.Type))
 	}
 	return out, nil
+}
+
+// symbol is one of kallsyms, by its letter as in "nm": t is text, w weak, a capital
+// is global.
+func symbol(name string, addr, size uint64, letter byte) symfile.Symbol {
+	lower := letter | 0x20
+	return symfile.Symbol{Name: name, Addr: addr, Size: size,
+		Code:  lower == 't' || lower == 'w',
+		Local: letter == lower && lower != 'w',
+	}
 }
 
 // bounds are the symbols at which a kernel image changes its nature, in the

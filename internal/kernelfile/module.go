@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"nestdbg/internal/linux"
+	"nestdbg/internal/mem"
 	"nestdbg/internal/symfile"
 )
 
@@ -61,6 +62,7 @@ func (f *Modules) Write(m *linux.Module, w io.Writer) (problems []string, err er
 	return problems, err
 }
 
+// symbols are those of a module that are in it. Per-CPU symbols are offsets.
 func (f *Modules) symbols(m *linux.Module) ([]symfile.Symbol, error) {
 	found, err := f.kernel.ModuleSymbols(m)
 	if err != nil {
@@ -68,9 +70,9 @@ func (f *Modules) symbols(m *linux.Module) ([]symfile.Symbol, error) {
 	}
 	var out []symfile.Symbol
 	for _, s := range found {
-		lower := s.Type | 0x20
-		out = append(out, symfile.Symbol{
-			Name: s.Name, Addr: s.Addr, Size: s.Size, Code: lower == 't', Local: s.Type == lower})
+		if m.Contains(mem.Virt(s.Addr)) {
+			out = append(out, symbol(s.Name, s.Addr, s.Size, s.Type))
+		}
 	}
 	return out, nil
 }
