@@ -4,17 +4,25 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"nestdbg/internal/kallsyms"
 	"nestdbg/internal/mem"
 )
 
-// symbolCache keeps the symbol table once it was found. A failure is not kept:
-// a kernel that is still booting has its table a moment later.
+// symbolCache keeps the symbol table once it was found. A failure is kept for a
+// while only: a kernel that is still booting has its table a moment later.
 type symbolCache struct {
 	mu    sync.Mutex
 	table *kallsyms.Table // guarded by mu
+	err   error           // of the last search, if it failed; guarded by mu
+	until time.Time       // for which err is the answer; guarded by mu
 }
+
+// failureRest is for how many times as long as a search took its failure is the
+// answer. A search that fails has read the whole image, and a single question looks
+// up a dozen symbols.
+const failureRest = 10
 
 // Symbols is the kernel's own symbol table, without its modules.
 func (k *Kernel) Symbols() (*kallsyms.Table, error) {
@@ -23,11 +31,18 @@ func (k *Kernel) Symbols() (*kallsyms.Table, error) {
 	if k.symbols.table != nil {
 		return k.symbols.table, nil
 	}
+	begin := time.Now()
+	if begin.Before(k.symbols.until) {
+		return nil, k.symbols.err
+	}
 	table, err := k.readSymbols()
 	if err != nil {
-		return nil, fmt.Errorf("symbols of %s: %w", k.Release, err)
+		end := time.Now()
+		k.symbols.err = fmt.Errorf("symbols of %s: %w", k.Release, err)
+		k.symbols.until = end.Add(failureRest * end.Sub(begin))
+		return nil, k.symbols.err
 	}
-	k.symbols.table = table
+	k.symbols.table, k.symbols.err = table, nil
 	return table, nil
 }
 
@@ -44,6 +59,9 @@ func (k *Kernel) readSymbols() (*kallsyms.Table, error) {
 		hintErr = fmt.Errorf("where VMCOREINFO says: %w", err)
 	}
 	table, err := kallsyms.Find(k.image.contents(), uint64(k.TextVA))
+	if errors.Is(err, kallsyms.ErrNotFound) {
+		err = &MissingError{What: "symbol table", Option: optionSymbols, Err: err}
+	}
 	if err != nil {
 		return nil, errors.Join(hintErr, err)
 	}
