@@ -68,7 +68,8 @@ type fake struct {
 	root    mem.Phys
 	info    map[string]string // lines added to VMCOREINFO
 	config  kallsymstest.Config
-	buildID bool // VMCOREINFO has one
+	buildID bool   // VMCOREINFO has one
+	without string // what the kernel was built without: "types", "symbols", "variables" or "info"
 
 	hints     bool   // VMCOREINFO says where kallsyms is
 	hintError uint64 // and is wrong by so much
@@ -186,7 +187,9 @@ func (f *fake) finish() Source {
 	copy(image[fakeNotesAt:], "\x04\x00\x00\x00\x04\x00\x00\x00\x01\x00\x00\x00Foo\x00data"+
 		string(gnuBuildID)+strings.Repeat("\xab", buildIDSize))
 	raw := f.types.marshal(f.t)
-	copy(image[fakeBTFAt:], raw)
+	if f.without != "types" {
+		copy(image[fakeBTFAt:], raw)
+	}
 	for name, at := range map[string]uint64{
 		"linux_banner": fakeBannerAt, "__start_notes": fakeNotesAt, "__stop_notes": fakeNotesAt + 56,
 		"__start_BTF": fakeBTFAt, "__stop_BTF": fakeBTFAt + uint64(len(raw)),
@@ -194,8 +197,14 @@ func (f *fake) finish() Source {
 	} {
 		f.symbols[name] = fakeText + at
 	}
+	if f.without == "types" {
+		delete(f.symbols, "__start_BTF")
+		delete(f.symbols, "__stop_BTF")
+	}
 	tables := f.kallsyms()
-	copy(image, tables.Bytes)
+	if f.without != "symbols" {
+		copy(image, tables.Bytes)
+	}
 	if f.hints {
 		for name, a := range map[string]uint64{"names": tables.Names, "num_syms": tables.NumSyms,
 			"token_table": tables.TokenTable, "token_index": tables.TokenIndex,
@@ -204,9 +213,11 @@ func (f *fake) finish() Source {
 		}
 	}
 
-	page := f.alloc(pageSize, pageSize)
-	f.variable("vmcoreinfo_data", 8).put64(0, page.va)
-	page.put(0, []byte(f.vmcoreinfo()))
+	if f.without != "info" {
+		page := f.alloc(pageSize, pageSize)
+		f.variable("vmcoreinfo_data", 8).put64(0, page.va)
+		page.put(0, []byte(f.vmcoreinfo()))
+	}
 
 	cpu := arch.NewRegisters(arch.X86)
 	cpu.Set("cr3", uint64(f.root)|5) // with a PCID
@@ -225,15 +236,23 @@ func fakeSpaces(phys mem.PhysReader) func(mem.Phys) (AddressSpace, error) {
 func (f *fake) kallsyms() *kallsymstest.Image {
 	var list []kallsymstest.Symbol
 	for _, s := range kallsymstest.Symbols(700, fakeText, true) {
-		if s.Name != "_end" {
+		if s.Name != "_end" && !f.hides(s.Type) {
 			list = append(list, s)
 		}
 	}
 	for name, a := range f.symbols {
+		if f.hides('D') {
+			break
+		}
 		list = append(list, kallsymstest.Symbol{Name: name, Addr: a, Type: 'D'})
 	}
 	sort.SliceStable(list, func(i, j int) bool { return list[i].Addr < list[j].Addr })
 	return kallsymstest.Build(list, fakeText, f.config)
+}
+
+// hides reports whether the kernel's table leaves out symbols of a type.
+func (f *fake) hides(kind byte) bool {
+	return f.without == "variables" && strings.IndexByte("dDbB", kind) >= 0
 }
 
 func (f *fake) vmcoreinfo() string {

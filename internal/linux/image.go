@@ -180,7 +180,7 @@ func (im *image) vmcoreinfo(l *layout, space AddressSpace) (VMCoreInfo, error) {
 			off = (off+uint64(len(b)))&^(pageSize-1) + pageSize
 		}
 	}
-	return nil, fmt.Errorf("the kernel at %#x has no VMCOREINFO: %w", im.va, ErrNotFound)
+	return nil, &MissingError{What: "VMCOREINFO", Option: optionInfo}
 }
 
 // pointerCache remembers which pages were looked at, a few thousand of the latest.

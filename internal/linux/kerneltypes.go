@@ -44,14 +44,14 @@ func (k *Kernel) rawBTF() ([]byte, error) {
 	if raw, ok := k.sliceBTF(); ok {
 		return raw, nil
 	}
-	if raw, err := k.between("__start_BTF", "__stop_BTF", btfMax); err == nil {
-		return raw, nil
+	if raw, err := k.between("__start_BTF", "__stop_BTF", btfMax); err == nil || errors.Is(err, mem.ErrFault) {
+		return raw, err // a part that cannot be read would be zeros below
 	}
 	all := k.image.contents()
 	for at := 0; ; at++ {
 		i := bytes.Index(all[at:], btfHeader)
 		if i < 0 {
-			return nil, fmt.Errorf("no BTF in the image: %w", ErrNotFound)
+			return nil, &MissingError{What: "types (BTF)", Option: optionTypes}
 		}
 		at += i
 		if n := btfSize(all[at:]); n != 0 && n <= uint64(len(all)-at) {
@@ -141,7 +141,7 @@ func (k *Kernel) readModuleBTF(name string, data mem.Virt, size uint64) ([]byte,
 func (k *Kernel) moduleBTF(core *Types, name string) (data mem.Virt, size uint64, err error) {
 	head, ok := k.lookupCore("btf_modules")
 	if !ok {
-		return 0, 0, fmt.Errorf("symbol btf_modules: %w", ErrNotFound)
+		return 0, 0, k.missingSymbol("btf_modules", optionModuleTypes)
 	}
 	entry := newShape(core, "btf_module")
 	link, object := entry.need("list"), entry.need("btf")

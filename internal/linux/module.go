@@ -128,7 +128,7 @@ func (k *Kernel) Modules() ([]Module, []Problem, error) {
 	}
 	head, ok := k.lookupCore("modules")
 	if !ok {
-		return nil, nil, fmt.Errorf("modules: symbol modules: %w", ErrNotFound)
+		return nil, nil, fmt.Errorf("modules: %w", k.missingSymbol("modules", optionModules))
 	}
 	shape, err := newModuleShape(t)
 	if err != nil {

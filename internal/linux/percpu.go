@@ -14,11 +14,14 @@ const cpusMax = 8192
 // be offline.
 func (k *Kernel) CPUCount() (int, error) {
 	if _, ok := k.lookupCore("__per_cpu_offset"); !ok {
+		if table, err := k.Symbols(); err != nil || !hasVariables(table) {
+			return 0, k.missingSymbol("__per_cpu_offset", "")
+		}
 		return 1, nil // CONFIG_SMP=n
 	}
 	at, ok := k.lookupCore("nr_cpu_ids")
 	if !ok {
-		return 0, fmt.Errorf("symbol nr_cpu_ids: %w", ErrNotFound)
+		return 0, k.missingSymbol("nr_cpu_ids", "")
 	}
 	n, err := mem.VirtUint32(k.space, at)
 	if err != nil {
@@ -54,7 +57,7 @@ func (k *Kernel) perCPUOffset(cpu int) (uint64, error) {
 func (k *Kernel) PerCPU(cpu int, symbol string) (mem.Virt, error) {
 	a, ok := k.lookupCore(symbol)
 	if !ok {
-		return 0, fmt.Errorf("symbol %s: %w", symbol, ErrNotFound)
+		return 0, k.missingSymbol(symbol, "")
 	}
 	off, err := k.perCPUOffset(cpu)
 	return a + mem.Virt(off), err

@@ -126,7 +126,7 @@ func (k *Kernel) Tasks() ([]Task, []Problem, error) {
 	}
 	first, ok := k.lookupCore("init_task")
 	if !ok {
-		return nil, nil, fmt.Errorf("tasks: symbol init_task: %w", ErrNotFound)
+		return nil, nil, fmt.Errorf("tasks: %w", k.missingSymbol("init_task", ""))
 	}
 	nodes, listErr := ring(k.space, first+mem.Virt(s.tasks.Offset), tasksMax)
 	w := taskWalk{k: k, shape: s, seen: map[mem.Virt]bool{}}

@@ -26,6 +26,7 @@ func TestEverySymbol(t *testing.T) { eachMachine(t, checkSymbols) }
 
 func checkSymbols(t *testing.T, l *lab.Lab, name string) {
 	want := parseSymbols(t, ask(t, l, name, "kallsyms"))
+	remember(l, name, want)
 	v := look(t, l)
 	k := v.kernel(t, v.machine(t, name))
 	table, err := k.Symbols()

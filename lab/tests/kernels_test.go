@@ -39,7 +39,7 @@ var (
 		name  string
 		check func(t *testing.T, l *lab.Lab, name string)
 	}{
-		{"Found", checkFound}, {"Symbols", checkSymbols}, {"Types", checkTypes}, {"Log", checkLog},
+		{"Symbols", checkSymbols}, {"Found", checkFound}, {"Types", checkTypes}, {"Log", checkLog},
 		{"Following", checkFollowing}, {"Tasks", checkTasks}, {"PS", checkPS}, {"Modules", checkModules},
 		{"Lsmod", checkLsmod}, {"Stacks", checkStacks},
 	}
@@ -73,6 +73,7 @@ func checkKernel(t *testing.T, version string) {
 			t.Fatalf("%s runs Linux %s", m.Name, release)
 		}
 	}
+	// The symbols come first: others ask for single ones.
 	for _, q := range machineQuestions {
 		for _, m := range l.Machines {
 			t.Run(q.name+"/"+m.Name, func(t *testing.T) { q.check(t, l, m.Name) })

@@ -314,16 +314,8 @@ func guestStacks(t *testing.T, l *lab.Lab, guest string, withFrames bool) map[in
 func schedulerText(t *testing.T, l *lab.Lab, guest string) func(address) bool {
 	t.Helper()
 	var bounds [4]uint64
-	lines := ask(t, l, guest, "exec grep -E ' __(sched|lock)_text_(start|end)$' /proc/kallsyms")
-	for _, s := range parseSymbols(t, lines) {
-		for i, name := range []string{"__sched_text_start", "__sched_text_end", "__lock_text_start", "__lock_text_end"} {
-			if s.name == name {
-				bounds[i] = s.addr
-			}
-		}
-	}
-	if slices.Contains(bounds[:], 0) {
-		t.Fatalf("%s: bounds of the scheduler: %q", guest, lines)
+	for i, symbol := range []string{"__sched_text_start", "__sched_text_end", "__lock_text_start", "__lock_text_end"} {
+		bounds[i] = guestSymbol(t, l, guest, symbol)
 	}
 	return func(a address) bool {
 		return bounds[0] <= uint64(a) && uint64(a) < bounds[1] || bounds[2] <= uint64(a) && uint64(a) < bounds[3]

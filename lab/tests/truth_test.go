@@ -46,9 +46,31 @@ func parseSymbols(t testing.TB, text string) []symbol {
 	return out
 }
 
+// addresses are the symbols of kernels proper, as guests said, by boot of a lab and
+// machine. To ask for one takes a guest as long as to ask for all.
+var addresses sync.Map // of string to map[string]uint64
+
+func addressKey(l *lab.Lab, machine string) string { return fmt.Sprint(l.PID, " ", l.Dir, " ", machine) }
+
+// remember keeps the symbols of a kernel for guestSymbol.
+func remember(l *lab.Lab, machine string, list []symbol) {
+	known := make(map[string]uint64)
+	for _, s := range list {
+		if s.module == "" {
+			known[s.name] = s.addr
+		}
+	}
+	addresses.Store(addressKey(l, machine), known)
+}
+
 // guestSymbol is the address of a symbol of the kernel proper, as the guest says.
 func guestSymbol(t testing.TB, l *lab.Lab, machine, name string) uint64 {
 	t.Helper()
+	if known, ok := addresses.Load(addressKey(l, machine)); ok {
+		if addr, ok := known.(map[string]uint64)[name]; ok {
+			return addr
+		}
+	}
 	line := ask(t, l, machine, "exec grep -m1 ' "+name+"$' /proc/kallsyms")
 	s := parseSymbols(t, line)
 	if len(s) != 1 {

@@ -1,0 +1,64 @@
+package linux
+
+import (
+	"fmt"
+
+	"nestdbg/internal/kallsyms"
+)
+
+// MissingError says what a kernel does not have in memory and which option of its
+// build would have put it there. It is an ErrNotFound.
+type MissingError struct {
+	What   string // "types (BTF)"
+	Option string // "CONFIG_DEBUG_INFO_BTF"
+	Err    error  // how that shows; may be nil
+}
+
+func (e *MissingError) Error() string {
+	s := fmt.Sprintf("the kernel has no %s, which %s gives it", e.What, e.Option)
+	if e.Err != nil {
+		s += fmt.Sprintf(" (%v)", e.Err)
+	}
+	return s
+}
+
+// Is makes it an ErrNotFound.
+func (e *MissingError) Is(target error) bool { return target == ErrNotFound }
+
+// Unwrap is how it shows.
+func (e *MissingError) Unwrap() error { return e.Err }
+
+// Options that give a kernel what is read here, as Linux names them. VMCOREINFO's was
+// CONFIG_CRASH_CORE before 6.9 and CONFIG_KEXEC_CORE's part before 4.13.
+const (
+	optionTypes       = "CONFIG_DEBUG_INFO_BTF"
+	optionModuleTypes = "CONFIG_DEBUG_INFO_BTF_MODULES"
+	optionSymbols     = "CONFIG_KALLSYMS"
+	optionVariables   = "CONFIG_KALLSYMS_ALL"
+	optionInfo        = "CONFIG_VMCORE_INFO (before Linux 6.9 CONFIG_CRASH_CORE)"
+	optionUnwind      = "CONFIG_UNWINDER_ORC"
+	optionModules     = "CONFIG_MODULES"
+)
+
+// missingSymbol is the error for a symbol that the kernel's table does not have. option
+// is what gives a kernel that symbol, if the table lists variables at all.
+func (k *Kernel) missingSymbol(name, option string) error {
+	table, err := k.Symbols()
+	switch {
+	case err != nil:
+		return fmt.Errorf("symbol %s: %w", name, err)
+	case !hasVariables(table):
+		return &MissingError{What: "symbol " + name + " nor that of any variable", Option: optionVariables}
+	case option == "":
+		return fmt.Errorf("symbol %s: %w", name, ErrNotFound)
+	}
+	return &MissingError{What: "symbol " + name, Option: option}
+}
+
+// hasVariables reports whether a table lists data. Without CONFIG_KALLSYMS_ALL it is
+// functions only; with it there are the two variables that every kernel has.
+func hasVariables(table *kallsyms.Table) bool {
+	_, task := table.Lookup("init_task")
+	_, banner := table.Lookup("linux_banner")
+	return task || banner
+}

@@ -1,0 +1,101 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"nestdbg/internal/printk"
+)
+
+// TestMissing asks kernels everything that were built without something: what does
+// not need it is answered, and the rest says what is missing and which option of the
+// build would give it.
+func TestMissing(t *testing.T) {
+	questions := []struct {
+		name string
+		ask  func(k *Kernel) error
+	}{
+		{"types", func(k *Kernel) error { _, err := k.Types(); return err }},
+		{"symbols", func(k *Kernel) error { _, err := k.Symbols(); return err }},
+		{"log", func(k *Kernel) error {
+			l, err := k.Log()
+			if err == nil {
+				_, err = l.Read()
+			}
+			return err
+		}},
+		{"modules", func(k *Kernel) error { _, _, err := k.Modules(); return err }},
+		{"tasks", func(k *Kernel) error { _, _, err := k.Tasks(); return err }},
+		{"guests", func(k *Kernel) error { _, _, err := k.KVMs(); return err }},
+		{"per-CPU", func(k *Kernel) error { _, err := k.PerCPU(0, "current_task"); return err }},
+		{"info", func(k *Kernel) error {
+			if k.VMCoreInfo != nil {
+				return nil
+			}
+			return errors.New(strings.Join(k.Problems, "; "))
+		}},
+	}
+	for _, tt := range []struct {
+		without string
+		option  string
+		lost    string // questions that cannot be answered
+	}{
+		{"", "", ""},
+		{"types", "CONFIG_DEBUG_INFO_BTF", "types modules tasks guests"},
+		{"symbols", "CONFIG_KALLSYMS", "symbols modules tasks guests per-CPU"},
+		{"variables", "CONFIG_KALLSYMS_ALL", "modules tasks guests per-CPU"},
+		{"info", "CONFIG_VMCORE_INFO", "info"},
+	} {
+		t.Run("without "+tt.without, func(t *testing.T) {
+			k := newMissingFake(t, tt.without).find()
+			if k.Release != "6.1.0-fake" || k.TextVA != fakeText || k.BuildID == "" {
+				t.Errorf("found %s at %#x, build id %s", k.Release, k.TextVA, k.BuildID)
+			}
+			lost := strings.Fields(tt.lost)
+			for _, q := range questions {
+				err := q.ask(k)
+				want := strings.Contains(" "+tt.lost+" ", " "+q.name+" ")
+				switch {
+				case !want && err != nil:
+					t.Errorf("%s: %v", q.name, err)
+				case want && err == nil:
+					t.Errorf("%s: an answer, without what it takes", q.name)
+				case want && !strings.Contains(fmt.Sprint(err, " "), tt.option+" gives") &&
+					!strings.Contains(err.Error(), tt.option+" (before"):
+					t.Errorf("%s: %q does not name %s", q.name, err, tt.option)
+				case want && q.name != "info" && !errors.Is(err, ErrNotFound):
+					t.Errorf("%s: %v is no ErrNotFound", q.name, err)
+				}
+			}
+			t.Logf("%d questions without an answer", len(lost))
+		})
+	}
+}
+
+// newMissingFake is a system with a log that VMCOREINFO describes, as every kernel's
+// does.
+func newMissingFake(t *testing.T, without string) *fakeSystem {
+	s := &fakeSystem{fake: newFake(t, fakeNew+fakeLogTypes[strings.Index(fakeLogTypes, "\n")+1:]), isNew: true}
+	s.addModules()
+	s.addTasks()
+	s.addKVM()
+	s.addCPUs()
+	s.addPages()
+	addRing(s.fake, "one", "two")
+	s.info["SYMBOL(prb)"] = hexText(s.symbols["prb"])
+	printk.LayoutFrom(func(key string) (uint64, bool) { // all that it asks for
+		what, arg, _ := strings.Cut(strings.TrimSuffix(key, ")"), "(")
+		v := uint64(0)
+		if name, member, ok := strings.Cut(arg, "."); ok && what == "OFFSET" {
+			v = uint64(s.types.offset(name, member))
+		} else {
+			v = uint64(s.types.size(arg))
+		}
+		s.info[key] = fmt.Sprint(v)
+		return v, true
+	})
+	s.without = without
+	return s
+}
