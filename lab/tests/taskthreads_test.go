@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // gdbThread is what gdb shows of a thread: a line for each frame, as "backtrace"
@@ -166,4 +167,79 @@ func compareStack(got *gdbThread, want []string, symbols map[string][]symbol, le
 		return fmt.Sprintf("ends before %s", want[i])
 	}
 	return ""
+}
+
+// TestTaskThreadEnds follows one task of the guest: as a thread it has the guest's
+// own memory of that process, to read and to write; no stop is about it; it is gone
+// at the stop after its end.
+func TestTaskThreadEnds(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	pid, err := strconv.Atoi(strings.TrimSpace(ask(t, l, "vm0", "exec sleep 1000 > /dev/null 2>&1 & echo $!")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const argStart, argEnd = 48, 49 // fields of /proc/PID/stat, from 1 on; proc(5)
+	stat := strings.Fields(ask(t, l, "vm0", fmt.Sprintf("cat /proc/%d/stat", pid)))
+	var bounds [2]uint64
+	for i, field := range []int{argStart, argEnd} {
+		if bounds[i], err = strconv.ParseUint(stat[field-1], 10, 64); err != nil {
+			t.Fatalf("%v: %v", stat, err)
+		}
+	}
+	c := connect(t, serve(t, l).addr)
+	c.attach(l1, vm0)
+	c.use(vm0, 1)
+	before := c.threads()
+	if out := c.monitor("tasks on"); !strings.Contains(out, "tasks of vm0 are threads now") {
+		t.Fatal(out)
+	}
+	tid := 10000000 + pid
+	id := fmt.Sprintf("p%x.%x", vm0, tid)
+	if list := c.threads(); !slices.Contains(list, id) || len(list) < len(before)+40 || !slices.Equal(list[:len(before)], before) {
+		t.Fatalf("no %s in %v", id, list)
+	}
+	if got, err := c.readMem(vm0, tid, bounds[0], int(bounds[1]-bounds[0])); string(got) != "sleep\x001000\x00" || err != nil {
+		t.Errorf("arguments %q, %v", got, err)
+	}
+	if err := c.writeMem(vm0, tid, bounds[0], []byte("SLEEP")); err != nil {
+		t.Error(err)
+	}
+	regs := c.registers(vm0, tid)
+	if pc, ok := regs.PC(); !ok || pc < 1<<63 {
+		t.Errorf("pc %#x, %v", pc, ok)
+	}
+	if _, known := regs.Get("rax"); known {
+		t.Error("rax is known: nothing has saved it")
+	}
+	if r := c.cmd(fmt.Sprintf("vCont;s:%s;c", id)); !strings.HasPrefix(r, "E.thread ") {
+		t.Errorf("step of a task: %q", r)
+	}
+
+	c.resume("c")
+	c.runs(100 * time.Millisecond)
+	if got := ask(t, l, "vm0", fmt.Sprintf("cat /proc/%d/cmdline", pid)); got != "SLEEP\x001000\x00" {
+		t.Errorf("the guest sees the arguments %q", got)
+	}
+	ask(t, l, "vm0", fmt.Sprintf("exec kill %d", pid))
+	eventually(t, "the end of the task", commandLimit, func() bool {
+		return !strings.Contains(ask(t, l, "vm0", "tasks"), fmt.Sprintf("\n%d ", pid))
+	})
+	c.interrupt()
+	s, err := c.wait(stopLimit)
+	if err != nil || s.kind != 'T' || s.signal != sigInt || s.tid > 100 {
+		t.Fatalf("stop %+v, %v", s, err)
+	}
+	if list := c.threads(); slices.Contains(list, id) || len(list) < len(before)+40 {
+		t.Errorf("%s is still in %v", id, list)
+	}
+	if r := c.cmd("T" + id); !strings.HasPrefix(r, "E") {
+		t.Errorf("it is alive: %q", r)
+	}
+	c.use(vm0, 1)
+	c.monitor("tasks off")
+	if list := c.threads(); !slices.Equal(list, before) {
+		t.Errorf("threads %v, want %v", list, before)
+	}
+	c.ok("D;1", "D;2")
+	ask(t, l, "vm0", "ping")
 }
