@@ -29,7 +29,7 @@ func (s *exprSymbols) Variable(name string) (cexpr.Variable, error) {
 		return v, nil
 	}
 	of := s.types.of(sym.Module)
-	if strings.IndexByte("tTwWiI", sym.Type) >= 0 {
+	if s.isCode(sym) {
 		if v.Type = s.types.function(of.spec, name); v.Type == nil {
 			v.Type = cexpr.NewType(cexpr.Def{Kind: cexpr.KindFunc, Elem: cexpr.Void, Variadic: true})
 			v.Note = "what the function " + name + " takes and returns is not in BTF"
@@ -45,7 +45,7 @@ func (s *exprSymbols) Variable(name string) (cexpr.Variable, error) {
 		v.Type = known[0].typ
 	case len(known) > 1:
 		v.Note = fmt.Sprintf("BTF has %d variables %s; which of them has this address it does not say", len(known), name)
-	case !v.PerCPU:
+	default:
 		v.Type, v.Note = s.assumed(sym)
 	}
 	return v, nil
@@ -85,6 +85,27 @@ func (s *exprSymbols) symbol(name string) (Symbol, error) {
 		len(list), name, strings.Join(places, ", "))}
 }
 
+// isCode reports whether a symbol is a function. The letter does not tell: in Debian's
+// 7.2 the variables of some sections have that of code.
+func (s *exprSymbols) isCode(sym Symbol) bool {
+	letter := strings.IndexByte("tTwWiI", sym.Type) >= 0
+	if !letter || sym.Module != "" {
+		return letter
+	}
+	known := false
+	for _, ends := range [][2]string{{"_stext", "_etext"}, {"_sinittext", "_einittext"}} {
+		start, ok := s.k.lookupCore(ends[0])
+		end, okEnd := s.k.lookupCore(ends[1])
+		if !ok || !okEnd {
+			continue
+		}
+		if known = true; uint64(start) <= sym.Addr && sym.Addr < uint64(end) {
+			return true
+		}
+	}
+	return !known
+}
+
 // isPerCPU reports whether a symbol lies where the kernel keeps what each CPU gets a
 // copy of. Before Linux 6.15 x86-64 links it at 0, and its symbols are absolute.
 func (s *exprSymbols) isPerCPU(sym Symbol) bool {
@@ -120,12 +141,13 @@ func (s *exprSymbols) assumed(sym Symbol) (*cexpr.Type, string) {
 			t = cexpr.ArrayOf(d.Elem, min(sym.Size/each, pageSize))
 		}
 	}
-	return t, fmt.Sprintf("%s is assumed to be %s: BTF does not have the types of variables, but all kernels agree", sym.Name, text)
+	return t, fmt.Sprintf("%s is assumed to be %s: this kernel's BTF does not say it, and all kernels agree", sym.Name, text)
 }
 
 // wellKnown are the types of variables that are the same in every kernel that has
-// them, back to 4.19. BTF has the types of per-CPU variables only, and without this
-// table the most common questions would need a cast. The help of print lists it.
+// them, back to 4.19. BTF has the types of per-CPU variables only, that of 5.10 of none,
+// and without this table the most common questions would need a cast. The help of print
+// lists it.
 var wellKnown = map[string]string{
 	"init_task": "struct task_struct", "init_mm": "struct mm_struct", "init_cred": "struct cred",
 	"init_files": "struct files_struct", "init_fs": "struct fs_struct", "init_nsproxy": "struct nsproxy",
@@ -151,6 +173,12 @@ var wellKnown = map[string]string{
 	"cgrp_dfl_root": "struct cgroup_root", "iomem_resource": "struct resource", "ioport_resource": "struct resource",
 	"prb": "struct printk_ringbuffer *", "log_buf_len": "unsigned int", "log_buf": "char *", "console_printk": "int [4]",
 	"vm_zone_stat": "atomic_long_t []", "vm_node_stat": "atomic_long_t []", "__per_cpu_offset": "unsigned long []",
+	"runqueues": "struct rq", "current_task": "struct task_struct *", "pcpu_hot": "struct pcpu_hot", "cpu_info": "struct cpuinfo_x86",
+	"cpu_number": "int", "this_cpu_off": "unsigned long", "softnet_data": "struct softnet_data", "tick_cpu_sched": "struct tick_sched",
+	"hrtimer_bases": "struct hrtimer_cpu_base", "process_counts": "unsigned long", "kstat": "struct kernel_stat",
+	"kernel_cpustat": "struct kernel_cpustat", "vm_event_states": "struct vm_event_state", "rcu_data": "struct rcu_data",
+	"ksoftirqd": "struct task_struct *", "irq_stat": "irq_cpustat_t", "cpu_tss_rw": "struct tss_struct",
+
 	"slab_mutex": "struct mutex", "module_mutex": "struct mutex",
 }
 

@@ -23,7 +23,7 @@ type Value struct {
 	Text   string   `json:"text,omitempty"`   // as it is shown
 	Number *Number  `json:"number,omitempty"` // its number, where it is one
 	Symbol string   `json:"symbol,omitempty"` // what the number points to or into
-	String *string  `json:"string,omitempty"` // of an array of or a pointer to char
+	String *string  `json:"string,omitempty"` // of an array of or a pointer to char, up to its NUL
 	Fault  string   `json:"fault,omitempty"`  // why it, or what it points to, could not be read
 	Cut    string   `json:"cut,omitempty"`    // what is left out, and why
 	Repeat uint64   `json:"repeat,omitempty"` // so many elements in a row are like this one
@@ -257,7 +257,7 @@ func printsToNUL(b []byte) bool {
 const charsMax = 1 << 16
 
 // chars reads an array of char. What follows a first NUL is shown unless it is only
-// more NULs.
+// more NULs; what a pointer points to ends with the first.
 func (r *valueReader) chars(out *Value, v cexpr.Value, d *cexpr.Def) {
 	limit, count := uint64(r.limits.Elements), d.Count
 	open := count == 0
@@ -268,6 +268,9 @@ func (r *valueReader) chars(out *Value, v cexpr.Value, d *cexpr.Def) {
 	whole := err == nil && count <= charsMax
 	if end := bytes.IndexByte(b, 0); end >= 0 && (open || whole && len(bytes.Trim(b[end:], "\x00")) == 0) {
 		b, err, count = b[:end], nil, uint64(end)
+	} else if whole && end >= 0 {
+		b = bytes.TrimRight(b, "\x00")
+		count = uint64(len(b))
 	} else if open && err == nil {
 		out.Cut = "no end within " + strconv.FormatUint(limit, 10) + " characters"
 	}
@@ -281,8 +284,12 @@ func (r *valueReader) chars(out *Value, v cexpr.Value, d *cexpr.Def) {
 			return
 		}
 	}
+	out.Text = quoteC(b)
+	if end := bytes.IndexByte(b, 0); end >= 0 {
+		b = b[:end] // what was there before a shorter text
+	}
 	text := string(b)
-	out.String, out.Text = &text, quoteC(b)
+	out.String = &text
 }
 
 // scalar reads a number, enumeration, boolean or pointer.

@@ -138,6 +138,7 @@ func New() *Program {
 		p.Put(PerCPU+cpu*0x1000+Queue+8, 8, []uint64{Task, Other}[cpu])
 	}
 	copy(p.Memory[0x1400:], "a \"name\"\x00")
+	copy(p.Memory[0x1500:], "short\x00er text\x00")
 	return p
 }
 

@@ -116,7 +116,7 @@ def compare(path, v, ours):
         if under(t.target()).code == gdb.TYPE_CODE_INT and "string" in ours:
             want = bytes(int(v[i]) & 0xff for i in range(low, high + 1))
             said = ours["string"].encode("latin-1", "replace")
-            if want.rstrip(b"\0") != said.rstrip(b"\0"):
+            if want.split(b"\0")[0] != said:
                 complain("%s: %r, gdb %r" % (path, said, want))
             return 1
         i, count = low, 0
