@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"encoding/binary"
 	"errors"
 	"strings"
 	"testing"
@@ -74,6 +75,19 @@ func TestFind(t *testing.T) {
 		{name: "log and file copies of a banner", info: true, change: func(f *fake, _ *Source) {
 			copy(f.ram[bannerAt-0x800:], "Linux version 9.9.9 without newline\x00")
 			copy(f.ram[bannerAt-0x400:], "Linux version %s\n\x00")
+		}},
+		{name: "a page-table entry was overwritten", info: true, change: func(f *fake, _ *Source) {
+			// Below the image something is mapped now that looks as if one began there.
+			const large, index = 1 << 7, fakeText >> 21 & 511
+			tables := f.ram[f.root:][:16*pageSize]
+			for page := 0; page < len(tables); page += pageSize {
+				entry := binary.LittleEndian.Uint64(tables[page+8*index:])
+				if entry&^0x1fffff == fakeImagePA && entry&large != 0 {
+					binary.LittleEndian.PutUint64(tables[page+8*(index-9):], entry-fakeImagePA+2<<21)
+					return
+				}
+			}
+			f.t.Fatal("no entry for the image")
 		}},
 		{name: "not sliceable", info: true, change: func(f *fake, src *Source) {
 			src.Phys = memtest.NewCounting(f.ram)

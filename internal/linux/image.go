@@ -2,8 +2,10 @@ package linux
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 
 	"nestdbg/internal/mem"
@@ -21,30 +23,42 @@ type image struct {
 	bannerAt uint64 // offset of the banner, once it was found
 }
 
-// locateImage finds the image that an address space maps: the first step of the
-// image area that is mapped, and from there on all that is mapped in line with it.
-// Holes are normal: init code is unmapped after boot.
+// imageRunsMax bounds how many places are tried that an image may be at. A sound
+// kernel has one.
+const imageRunsMax = 64
+
+// locateImage finds the image that an address space maps: from the first step of
+// the image area that is mapped, all that is mapped in line with it. Holes are normal:
+// init code is unmapped after boot. Of several such it is the one with the most steps:
+// an entry that was overwritten maps one anywhere.
 func locateImage(l *layout, phys mem.PhysReader, space AddressSpace) (image, error) {
-	im := image{phys: phys}
-	found := false
+	type run struct {
+		image
+		steps int
+	}
+	var runs []run
 	for va := l.imageArea.First; va <= l.imageArea.Last; va += l.imageStep {
-		if found && va-uint64(im.va) >= l.imageMax {
-			break
-		}
 		pa, _, err := space.Translate(va)
-		switch {
-		case err != nil:
+		if err != nil {
 			continue
-		case !found && uint64(pa)%l.imageStep == 0:
-			im.va, im.pa, im.size, found = mem.Virt(va), pa, l.imageStep, true
-		case found && uint64(pa-im.pa) == va-uint64(im.va):
-			im.size = va - uint64(im.va) + l.imageStep
+		}
+		i := slices.IndexFunc(runs, func(r run) bool {
+			off := va - uint64(r.va)
+			return off < l.imageMax && uint64(pa-r.pa) == off
+		})
+		switch {
+		case i >= 0:
+			runs[i].size = va - uint64(runs[i].va) + l.imageStep
+			runs[i].steps++
+		case uint64(pa)%l.imageStep == 0 && len(runs) < imageRunsMax:
+			runs = append(runs, run{image{phys: phys, va: mem.Virt(va), pa: pa, size: l.imageStep}, 1})
 		}
 	}
-	if !found {
-		return im, fmt.Errorf("no kernel image mapped in %s: %w", l.imageArea, ErrNotFound)
+	if len(runs) == 0 {
+		return image{}, fmt.Errorf("no kernel image mapped in %s: %w", l.imageArea, ErrNotFound)
 	}
-	return im, nil
+	// The first of those with the most.
+	return slices.MaxFunc(runs, func(a, b run) int { return cmp.Compare(a.steps, b.steps) }).image, nil
 }
 
 // physBase is x86's phys_base: the physical address minus its offset in the kernel mapping.
