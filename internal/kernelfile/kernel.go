@@ -30,7 +30,7 @@ func Kernel(k *linux.Kernel, w io.Writer) (problems []string, err error) {
 	if unit.Unwind, err = k.Unwind(); err != nil {
 		missing("call frames", err)
 	}
-	f := &symfile.File{Arch: k.Arch(), BuildID: buildID(k.BuildID), Sections: sections(k), Units: []symfile.Unit{unit}, Code: k,
+	f := &symfile.File{Arch: k.Arch(), BuildID: buildID(k.BuildID), Sections: sections(uint64(k.TextVA), k.Size, k.Lookup), Units: []symfile.Unit{unit}, Code: k,
 		Ends: []mem.Range{k.UserRange()}} // as in Frames
 	left, err := f.Write(w)
 	for _, p := range left {
@@ -93,13 +93,12 @@ var bounds = []struct {
 	{"_end", symfile.Section{}},
 }
 
-// sections cuts the image at the bounds that its symbols name, in any case into
-// one section that covers it.
-func sections(k *linux.Kernel) []symfile.Section {
-	first := uint64(k.TextVA)
+// sections cuts an image of a size at the bounds that its symbols name, in any case
+// into one section that covers it.
+func sections(first, size uint64, lookup func(symbol string) (mem.Virt, bool)) []symfile.Section {
 	out := []symfile.Section{{Name: ".text", First: first, Exec: true}}
 	for _, b := range bounds[1:] {
-		va, ok := k.Lookup(b.symbol)
+		va, ok := lookup(b.symbol)
 		last := &out[len(out)-1]
 		if !ok || uint64(va) <= last.First {
 			continue
@@ -112,7 +111,7 @@ func sections(k *linux.Kernel) []symfile.Section {
 		out = append(out, b.Section)
 	}
 	last := &out[len(out)-1]
-	last.Size = max(first+k.Size, last.First+1) - last.First
+	last.Size = max(first+size, last.First+1) - last.First
 	return out
 }
 

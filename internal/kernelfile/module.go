@@ -36,14 +36,7 @@ func NewModules(k *linux.Kernel) *Modules {
 // regions that is not empty. What is missing, and why, is in the problems.
 func (f *Modules) Write(m *linux.Module, w io.Writer) (problems []string, err error) {
 	file := &symfile.File{Arch: f.kernel.Arch(), BuildID: buildID(m.BuildID), Code: f.kernel}
-	for i, r := range m.Regions {
-		if r.Size == 0 {
-			continue
-		}
-		// The first region holds the text; what else there is differs by version.
-		file.Sections = append(file.Sections, symfile.Section{
-			Name: "." + r.Name, First: uint64(r.Base), Size: r.Size, Exec: i == 0, Write: i != 0})
-	}
+	file.Sections = moduleSections(m)
 	unit := symfile.Unit{Name: m.Name}
 	if unit.Symbols, err = f.symbols(m); err != nil {
 		return nil, err
@@ -62,19 +55,35 @@ func (f *Modules) Write(m *linux.Module, w io.Writer) (problems []string, err er
 	return problems, err
 }
 
+// moduleSections are the module's regions that are not empty.
+func moduleSections(m *linux.Module) []symfile.Section {
+	var out []symfile.Section
+	for i, r := range m.Regions {
+		if r.Size != 0 {
+			// The first region holds the text; what else there is differs by version.
+			out = append(out, symfile.Section{Name: "." + r.Name, First: uint64(r.Base), Size: r.Size, Exec: i == 0, Write: i != 0})
+		}
+	}
+	return out
+}
+
 // symbols are those of a module that are in it. Per-CPU symbols are offsets.
 func (f *Modules) symbols(m *linux.Module) ([]symfile.Symbol, error) {
 	found, err := f.kernel.ModuleSymbols(m)
 	if err != nil {
 		return nil, err
 	}
+	return symbolsIn(m, found), nil
+}
+
+func symbolsIn(m *linux.Module, found []linux.ModuleSymbol) []symfile.Symbol {
 	var out []symfile.Symbol
 	for _, s := range found {
 		if m.Contains(mem.Virt(s.Addr)) {
 			out = append(out, symbol(s.Name, s.Addr, s.Size, s.Type))
 		}
 	}
-	return out, nil
+	return out
 }
 
 // types are the module's BTF and what it continues.
