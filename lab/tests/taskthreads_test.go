@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"nestdbg/lab"
 )
 
 // gdbThread is what gdb shows of a thread: a line for each frame, as "backtrace"
@@ -178,14 +180,7 @@ func TestTaskThreadEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const argStart, argEnd = 48, 49 // fields of /proc/PID/stat, from 1 on; proc(5)
-	stat := strings.Fields(ask(t, l, "vm0", fmt.Sprintf("cat /proc/%d/stat", pid)))
-	var bounds [2]uint64
-	for i, field := range []int{argStart, argEnd} {
-		if bounds[i], err = strconv.ParseUint(stat[field-1], 10, 64); err != nil {
-			t.Fatalf("%v: %v", stat, err)
-		}
-	}
+	first, size := argumentsOf(t, l, "vm0", pid)
 	c := connect(t, serve(t, l).addr)
 	c.attach(l1, vm0)
 	c.use(vm0, 1)
@@ -198,10 +193,10 @@ func TestTaskThreadEnds(t *testing.T) {
 	if list := c.threads(); !slices.Contains(list, id) || len(list) < len(before)+40 || !slices.Equal(list[:len(before)], before) {
 		t.Fatalf("no %s in %v", id, list)
 	}
-	if got, err := c.readMem(vm0, tid, bounds[0], int(bounds[1]-bounds[0])); string(got) != "sleep\x001000\x00" || err != nil {
+	if got, err := c.readMem(vm0, tid, first, size); string(got) != "sleep\x001000\x00" || err != nil {
 		t.Errorf("arguments %q, %v", got, err)
 	}
-	if err := c.writeMem(vm0, tid, bounds[0], []byte("SLEEP")); err != nil {
+	if err := c.writeMem(vm0, tid, first, []byte("SLEEP")); err != nil {
 		t.Error(err)
 	}
 	regs := c.registers(vm0, tid)
@@ -242,4 +237,19 @@ func TestTaskThreadEnds(t *testing.T) {
 	}
 	c.ok("D;1", "D;2")
 	ask(t, l, "vm0", "ping")
+}
+
+// argumentsOf is where a process has its arguments, as the guest says.
+func argumentsOf(t *testing.T, l *lab.Lab, guest string, pid int) (first uint64, size int) {
+	t.Helper()
+	const argStart, argEnd = 48, 49 // fields of /proc/PID/stat, from 1 on; proc(5)
+	stat := strings.Fields(ask(t, l, guest, fmt.Sprintf("cat /proc/%d/stat", pid)))
+	var bounds [2]uint64
+	for i, field := range []int{argStart, argEnd} {
+		var err error
+		if bounds[i], err = strconv.ParseUint(stat[field-1], 10, 64); err != nil {
+			t.Fatalf("%v: %v", stat, err)
+		}
+	}
+	return bounds[0], int(bounds[1] - bounds[0])
 }
