@@ -6,6 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
+	"nestdbg/internal/mem"
 	"nestdbg/internal/printk"
 )
 
@@ -98,4 +101,28 @@ func newMissingFake(t *testing.T, without string) *fakeSystem {
 	})
 	s.without = without
 	return s
+}
+
+// TestMissingUnwindTable follows frame pointers in a kernel without unwind tables, and
+// calls what it finds guesses.
+func TestMissingUnwindTable(t *testing.T) {
+	s, stack := newStackFake(t)
+	for _, name := range []string{"__start_orc_unwind_ip", "__stop_orc_unwind_ip", "__start_orc_unwind", "__stop_orc_unwind"} {
+		delete(s.symbols, name)
+	}
+	stack.put64(0x40, stack.va+0x80).put64(0x48, fnFrame+0x10)
+	stack.put64(0x80, 0).put64(0x88, fnBody+8)
+	u := s.find().Unwinder()
+	got, err := u.CPU(cpuAt(fnLeaf+4, stack.va, stack.va+0x40))
+	want := []Frame{
+		{PC: fnLeaf + 4, SP: mem.Virt(stack.va), Exact: true},
+		{PC: fnFrame + 0x10, SP: mem.Virt(stack.va + 0x50), Guess: true},
+		{PC: fnBody + 8, SP: mem.Virt(stack.va + 0x90), Guess: true},
+	}
+	if diff := cmp.Diff(want, got); diff != "" || err == nil {
+		t.Errorf("%s, %v", diff, err)
+	}
+	if len(u.Problems) != 1 || !strings.Contains(u.Problems[0].What+u.Problems[0].Err.Error(), optionUnwind) {
+		t.Errorf("problems %v", u.Problems)
+	}
 }

@@ -59,7 +59,7 @@ func (k *Kernel) Unwinder() *Unwinder {
 	u := &Unwinder{k: k, modules: map[mem.Virt]*orc.Table{}}
 	table, err := k.Unwind()
 	if err != nil {
-		u.Problems = append(u.Problems, Problem{"no unwind table (CONFIG_UNWINDER_ORC)", err})
+		u.Problems = append(u.Problems, Problem{"no unwind table (" + optionUnwind + ")", err})
 	}
 	u.core = table
 	u.thunkFirst, u.thunkEnd = k.thunkRange()
