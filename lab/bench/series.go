@@ -119,14 +119,6 @@ func processorTime(pids []int) (time.Duration, error) {
 	return sum, nil
 }
 
-// threadTime is the processor time of the calling thread, to which the caller
-// has locked itself.
-func threadTime() time.Duration {
-	var ts unix.Timespec
-	unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) // fails for no valid argument
-	return time.Duration(ts.Nano())
-}
-
 // monotonic is the clock that all processes of this host share.
 func monotonic() time.Duration {
 	var ts unix.Timespec
