@@ -121,9 +121,11 @@ func EscapedPrefix(p []byte, max int) int {
 	return len(p)
 }
 
-func special(c byte) bool {
-	return c == endPayload || c == startPacket || c == escape || c == repeat
-}
+// isSpecial is the bytes that have a meaning in a frame, as a table: a large read is
+// looked through byte by byte, twice.
+var isSpecial = [256]bool{endPayload: true, startPacket: true, escape: true, repeat: true}
+
+func special(c byte) bool { return isSpecial[c] }
 
 // checksum is the sum of the bytes on the wire, modulo 256.
 func checksum(wire []byte) (sum byte) {
