@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"nestdbg/internal/arch"
 	"nestdbg/internal/linux"
 	"nestdbg/internal/machine"
 	"nestdbg/internal/mem"
@@ -51,22 +52,48 @@ type StackFrame struct {
 	Guess       bool    `json:"guess,omitempty"`
 }
 
+// stacks is what a Backtracer asks of a kernel.
+type stacks interface {
+	Tasks() ([]linux.Task, []linux.Problem, error)
+	// TaskOn is the task that a CPU runs.
+	TaskOn(*arch.Registers) (linux.Task, error)
+	CPU(*arch.Registers) ([]linux.Frame, error)
+	Task(*linux.Task) ([]linux.Frame, error)
+	Place(*linux.Frame) (linux.Place, bool)
+	// Problems are those of the stacks so far.
+	Problems() []linux.Problem
+}
+
+// kernelStacks are those of a real kernel.
+type kernelStacks struct {
+	*linux.Kernel
+	unwinder *linux.Unwinder
+}
+
+func (s kernelStacks) CPU(regs *arch.Registers) ([]linux.Frame, error) { return s.unwinder.CPU(regs) }
+func (s kernelStacks) Task(t *linux.Task) ([]linux.Frame, error)       { return s.unwinder.Task(t) }
+func (s kernelStacks) Place(f *linux.Frame) (linux.Place, bool)        { return f.Symbolize(s.Kernel) }
+func (s kernelStacks) Problems() []linux.Problem                       { return s.unwinder.Problems }
+
 // Backtracer collects backtraces of a machine. It is for one look at it.
 type Backtracer struct {
-	report   *Backtraces
-	machine  *machine.Machine
-	kernel   *linux.Kernel
-	unwinder *linux.Unwinder
-	current  map[int]*linux.Task // by CPU of the machine; nil where not known
+	report  *Backtraces
+	machine *machine.Machine
+	stacks  stacks
+	current map[int]*linux.Task // by CPU of the machine; nil where not known
 }
 
 // NewBacktracer begins a report on a machine that runs a kernel.
 func NewBacktracer(m *machine.Machine, k *linux.Kernel, u *linux.Unwinder) *Backtracer {
-	b := &Backtracer{report: &Backtraces{Machine: m.Name, Stacks: []Stack{}}, machine: m, kernel: k, unwinder: u,
+	return newBacktracer(m, kernelStacks{k, u})
+}
+
+func newBacktracer(m *machine.Machine, from stacks) *Backtracer {
+	b := &Backtracer{report: &Backtraces{Machine: m.Name, Stacks: []Stack{}}, machine: m, stacks: from,
 		current: map[int]*linux.Task{}}
 	for _, c := range m.CPUs {
 		// A CPU that hosts a guest does not say where its own data is.
-		if t, err := k.TaskOn(c.Regs); err == nil {
+		if t, err := from.TaskOn(c.Regs); err == nil {
 			b.current[c.Index] = &t
 		}
 	}
@@ -75,7 +102,7 @@ func NewBacktracer(m *machine.Machine, k *linux.Kernel, u *linux.Unwinder) *Back
 
 // Report is what was collected.
 func (b *Backtracer) Report() *Backtraces {
-	for _, p := range b.unwinder.Problems {
+	for _, p := range b.stacks.Problems() {
 		b.report.Problems = append(b.report.Problems, p.String())
 	}
 	return b.report
@@ -85,14 +112,14 @@ func (b *Backtracer) Report() *Backtraces {
 func (b *Backtracer) CPU(c *machine.CPU) {
 	index := c.Index
 	s := Stack{CPU: &index, State: c.State.String(), Task: taskName(b.current[c.Index])}
-	frames, err := b.unwinder.CPU(c.Regs)
+	frames, err := b.stacks.CPU(c.Regs)
 	b.add(s, frames, err)
 }
 
 // Task adds the backtraces of the tasks with a number, most often one. A task
 // that runs now has that of its CPU.
 func (b *Backtracer) Task(pid int) error {
-	tasks, _, err := b.kernel.Tasks()
+	tasks, _, err := b.stacks.Tasks()
 	found := false
 	for i := range tasks {
 		if tasks[i].PID == pid {
@@ -123,7 +150,7 @@ func (b *Backtracer) All() error {
 			shown[t.Addr] = true
 		}
 	}
-	tasks, problems, err := b.kernel.Tasks()
+	tasks, problems, err := b.stacks.Tasks()
 	for i := range tasks {
 		if !shown[tasks[i].Addr] {
 			b.task(&tasks[i])
@@ -147,7 +174,7 @@ func (b *Backtracer) task(t *linux.Task) {
 		b.add(s, nil, fmt.Errorf("it runs on CPU %d of the kernel, whose registers are not known", t.CPU))
 		return
 	}
-	frames, err := b.unwinder.Task(t)
+	frames, err := b.stacks.Task(t)
 	b.add(s, frames, err)
 }
 
@@ -164,7 +191,7 @@ func (b *Backtracer) add(s Stack, frames []linux.Frame, err error) {
 		f := &frames[i]
 		out := StackFrame{PC: Hex(f.PC), SP: hexPointer(uint64(f.SP), f.SP != 0), User: f.User, Guess: f.Guess,
 			Interrupted: f.Exact && i > 0 && !f.User}
-		if p, ok := f.Symbolize(b.kernel); ok {
+		if p, ok := b.stacks.Place(f); ok {
 			out.Symbol, out.Offset, out.Module, out.Size = p.Name, Hex(p.Offset), p.Module, sizePointer(p.Size)
 		}
 		s.Frames = append(s.Frames, out)
@@ -194,7 +221,7 @@ func (s *Stack) text(w io.Writer, machine string) {
 		fmt.Fprintf(w, " CPU %d, %s", *s.CPU, s.State)
 	}
 	if t := s.Task; t != nil {
-		fmt.Fprintf(w, " task %d %s", t.PID, t.Comm)
+		fmt.Fprintf(w, " task %d %s", t.PID, printable(t.Comm))
 		if s.CPU == nil {
 			fmt.Fprintf(w, ", state %s", s.State)
 		}

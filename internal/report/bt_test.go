@@ -1,11 +1,197 @@
 package report
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/linux"
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
 )
+
+// fakeStacks are those of a kernel with a table of functions, 0x100 bytes each.
+type fakeStacks struct {
+	tasks    []linux.Task
+	tasksErr error
+	frames   map[mem.Virt][]linux.Frame // by task, and by the program counter of a CPU
+	errs     map[mem.Virt]error
+	problems []linux.Problem
+}
+
+func (s *fakeStacks) Tasks() ([]linux.Task, []linux.Problem, error) {
+	return s.tasks, []linux.Problem{{What: "task 12", Err: errors.New("cannot be read")}}, s.tasksErr
+}
+
+// TaskOn is the task whose address is in rbx.
+func (s *fakeStacks) TaskOn(regs *arch.Registers) (linux.Task, error) {
+	v, _ := regs.Get("rbx")
+	for _, t := range s.tasks {
+		if t.Addr == mem.Virt(v) {
+			return t, nil
+		}
+	}
+	return linux.Task{}, linux.ErrNotFound
+}
+
+func (s *fakeStacks) CPU(regs *arch.Registers) ([]linux.Frame, error) {
+	pc, _ := regs.PC()
+	return s.frames[mem.Virt(pc)], s.errs[mem.Virt(pc)]
+}
+
+func (s *fakeStacks) Task(t *linux.Task) ([]linux.Frame, error) {
+	return s.frames[t.Addr], s.errs[t.Addr]
+}
+
+func (s *fakeStacks) Place(f *linux.Frame) (linux.Place, bool) {
+	if f.User || f.PC < 0xffffffff81000000 {
+		return linux.Place{}, false
+	}
+	p := linux.Place{Name: fmt.Sprintf("f%x", uint64(f.PC)>>8&0xff), Offset: uint64(f.PC & 0xff), Size: 0x100}
+	if f.PC >= 0xffffffffc0000000 {
+		p.Module = "mod"
+	}
+	return p, true
+}
+
+func (s *fakeStacks) Problems() []linux.Problem { return s.problems }
+
+// bootedStacks has a CPU in an interrupt, another that hosts and says nothing of its
+// task, and tasks that sleep, run on the CPUs, or elsewhere.
+func bootedStacks() (*machine.Machine, *fakeStacks) {
+	cpu := func(index int, state machine.RunState, pc, task uint64) *machine.CPU {
+		r := arch.NewRegisters(arch.X86)
+		r.Set("rip", pc)
+		r.Set("rbx", task)
+		return &machine.CPU{Index: index, State: state, Regs: r}
+	}
+	const kernel, module, user = 0xffffffff81000000, 0xffffffffc0000000, 0x401000
+	m := &machine.Machine{Name: "vm0", CPUs: []*machine.CPU{
+		cpu(0, machine.Running, kernel+0x104, 0xa0), cpu(1, machine.Hosting, kernel+0x204, 0)}}
+	s := &fakeStacks{
+		tasks: []linux.Task{
+			{Addr: 0xa0, PID: 7, TGID: 7, Comm: "sh", State: "R", CPU: 0, OnCPU: true},
+			{Addr: 0xb0, PID: 8, TGID: 8, Comm: "evil\x1b[2J\n", State: "S", CPU: 1},
+			{Addr: 0xc0, PID: 9, TGID: 8, Comm: "lost", State: "R", CPU: 3, OnCPU: true},
+			{Addr: 0xd0, PID: 10, TGID: 10, Comm: "zombie", State: "Z"},
+		},
+		frames: map[mem.Virt][]linux.Frame{
+			kernel + 0x104: {
+				{PC: kernel + 0x104, SP: 0x1000, Exact: true}, // on the interrupt's stack
+				{PC: kernel + 0x310, SP: 0x1010},
+				{PC: module + 0x420, SP: 0x2000, Exact: true}, // interrupted module code
+				{PC: kernel + 0x530, SP: 0x2010},
+				{PC: user, SP: 0x7000, Exact: true, User: true},
+			},
+			kernel + 0x204: {{PC: kernel + 0x204, Exact: true}},
+			0xb0:           {{PC: kernel + 0x640, SP: 0x3000}, {PC: 0x1234, SP: 0x3010, Guess: true}, {PC: kernel + 0x650, SP: 0x3020, Guess: true}},
+		},
+		errs:     map[mem.Virt]error{0xd0: errors.New("it has ended"), 0xb0: errors.New("no end")},
+		problems: []linux.Problem{{What: "unwind table of mod", Err: errors.New("not found")}},
+	}
+	return m, s
+}
+
+// TestAllBacktraces: every CPU once, with its task; then every task that is on none;
+// what is not known is said.
+func TestAllBacktraces(t *testing.T) {
+	m, from := bootedStacks()
+	b := newBacktracer(m, from)
+	if err := b.All(); err != nil {
+		t.Fatal(err)
+	}
+	want := `vm0 CPU 0, running task 7 sh
+#0  0xffffffff81000104 f1+0x4/0x100
+#1  0xffffffff81000310 f3+0x10/0x100
+#2  0xffffffffc0000420 f4+0x20/0x100 [mod], interrupted
+#3  0xffffffff81000530 f5+0x30/0x100
+#4  0x0000000000401000 user mode
+
+vm0 CPU 1, hosting
+#0  0xffffffff81000204 f2+0x4/0x100
+
+vm0 task 8 evil\x1b[2J\x0a, state S
+#0  0xffffffff81000640 f6+0x40/0x100
+#1  0x0000000000001234 ? no symbol
+#2  0xffffffff81000650 ? f6+0x50/0x100
+#3  no end
+
+vm0 task 9 lost, state R
+#0  it runs on CPU 3 of the kernel, whose registers are not known
+
+vm0 task 10 zombie, state Z
+#0  it has ended
+not sure: task 12: cannot be read
+not sure: unwind table of mod: not found
+`
+	r := b.Report()
+	var text strings.Builder
+	r.Text(&text)
+	if diff := cmp.Diff(want, text.String()); diff != "" {
+		t.Error(diff)
+	}
+	checkBacktracesJSON(t, r)
+}
+
+// checkBacktracesJSON checks what scripts rely on: what is not known is null, and a
+// list without elements is a list.
+func checkBacktracesJSON(t *testing.T, r *Backtraces) {
+	t.Helper()
+	var script bytes.Buffer
+	if err := JSON(&script, r); err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Stacks []struct {
+			CPU    *int
+			Task   *struct{ PID, TGID int }
+			Frames []map[string]any
+			Error  string
+		}
+	}
+	if err := json.Unmarshal(script.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if s := got.Stacks[1]; s.Task != nil || *s.CPU != 1 || s.Frames[0]["sp"] != nil {
+		t.Errorf("hosting CPU: %+v", s)
+	}
+	if s := got.Stacks[4]; s.CPU != nil || s.Frames == nil || s.Error == "" {
+		t.Errorf("task without frames: %+v", s)
+	}
+	if f := got.Stacks[0].Frames[2]; f["interrupted"] != true || f["module"] != "mod" || f["sp"] != "0x2000" {
+		t.Errorf("interrupted frame: %v", f)
+	}
+}
+
+// TestBacktraceOfTask: of a task that runs it is that of its CPU.
+func TestBacktraceOfTask(t *testing.T) {
+	m, from := bootedStacks()
+	b := newBacktracer(m, from)
+	for pid, want := range map[int]int{7: 5, 8: 3, 9: 0} {
+		before := len(b.Report().Stacks)
+		if err := b.Task(pid); err != nil {
+			t.Fatal(err)
+		}
+		s := b.Report().Stacks[before]
+		if len(s.Frames) != want || s.Task.PID != pid || (s.CPU != nil) != (pid == 7) {
+			t.Errorf("%d: %+v", pid, s)
+		}
+	}
+	from.tasksErr = errors.New("the list is broken")
+	var none *NoTaskError
+	if err := b.Task(99); !errors.As(err, &none) || !errors.Is(err, from.tasksErr) || none.PID != 99 {
+		t.Errorf("no such task: %v", err)
+	}
+	if err := b.All(); !errors.Is(err, from.tasksErr) {
+		t.Errorf("a broken list: %v", err)
+	}
+}
 
 func TestBacktracesText(t *testing.T) {
 	cpu, size := 1, uint64(0x20)
@@ -42,10 +228,13 @@ func TestTasksText(t *testing.T) {
 	r := Tasks{Machine: "l1", threads: true, Tasks: []Task{
 		{PID: 11, TGID: 10, PPID: 1, State: "S", CPU: &cpu, Comm: "worker", Command: []string{"/bin/sh", "-c", "x y"}},
 		{PID: 2, TGID: 2, State: "I", Comm: "kthreadd", Kernel: true},
-	}}
+		{PID: 12, TGID: 12, State: "S", Comm: "a\x1b[2J", Command: []string{"a\nb"}},
+	}, Problems: []string{"task 13: cannot be read"}}
 	want := `    PID    TID    PPID S CPU NAME             COMMAND
      10     11       1 S   1 worker           /bin/sh -c x y
       2      2       0 I   ? kthreadd         [kthreadd]
+     12     12       0 S   ? a\x1b[2J         a\x0ab
+not read: task 13: cannot be read
 `
 	var b strings.Builder
 	r.Text(&b)

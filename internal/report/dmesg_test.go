@@ -1,6 +1,7 @@
 package report
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -56,5 +57,33 @@ func TestLogFilter(t *testing.T) {
 		if _, err := NewLogFilter(tt.levels, tt.facilities); err == nil {
 			t.Errorf("%+v is taken", tt)
 		}
+	}
+}
+
+// TestLogProblems: what could not be read is said behind what could, and a log of
+// nothing but that is not empty.
+func TestLogProblems(t *testing.T) {
+	// The batch's own type for problems is not for this package.
+	var b linux.LogBatch
+	b.Problems = append(b.Problems, struct {
+		Seq uint64
+		Err error
+	}{7, errors.New("text outside the ring")})
+	l := NewLog("vm0", b, LogFilter{}, false)
+	var text strings.Builder
+	l.Text(&text)
+	if want := "not read: record 7: text outside the ring\n"; text.String() != want || l.Empty() {
+		t.Errorf("%q, empty %v", text.String(), l.Empty())
+	}
+	if !NewLog("vm0", linux.LogBatch{}, LogFilter{}, false).Empty() {
+		t.Error("nothing is something")
+	}
+	// A level and a facility that no kernel has are numbers.
+	b = testLog()
+	b.Records[0].Level, b.Records[0].Facility = 12, 200
+	text.Reset()
+	NewLog("vm0", b, LogFilter{}, true).Text(&text)
+	if first, _, _ := strings.Cut(text.String(), "\n"); !strings.HasPrefix(first, "200   :12    : [") {
+		t.Errorf("%q", first)
 	}
 }

@@ -52,7 +52,7 @@ func (r *Modules) Text(w io.Writer) {
 		if id == "" {
 			id = "unknown"
 		}
-		fmt.Fprintf(w, "%-24s %9d %-18s %-8s %s\n", m.Name, m.Size, m.Base, m.State, id)
+		fmt.Fprintf(w, "%-24s %9d %-18s %-8s %s\n", printable(m.Name), m.Size, m.Base, m.State, id)
 	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "not read: %s\n", p)

@@ -83,5 +83,5 @@ func placeText(name string, offset uint64, size *uint64, module string) string {
 	if module != "" {
 		text += " [" + module + "]"
 	}
-	return text
+	return printable(text) // names are the guest's
 }

@@ -90,14 +90,15 @@ func (r *Tasks) Text(w io.Writer) {
 		if r.threads {
 			tid = fmt.Sprintf(" %6d", t.PID)
 		}
-		cpu, command := "?", "["+t.Comm+"]"
+		name := printable(t.Comm) // whatever a guest's program called itself
+		cpu, command := "?", "["+name+"]"
 		if t.CPU != nil {
 			cpu = fmt.Sprint(*t.CPU)
 		}
 		if len(t.Command) > 0 {
-			command = strings.Join(t.Command, " ")
+			command = printable(strings.Join(t.Command, " "))
 		}
-		fmt.Fprintf(w, "%7d%s %7d %s %3s %-16s %s\n", t.TGID, tid, t.PPID, t.State, cpu, t.Comm, command)
+		fmt.Fprintf(w, "%7d%s %7d %s %3s %-16s %s\n", t.TGID, tid, t.PPID, t.State, cpu, name, command)
 	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "not read: %s\n", p)
