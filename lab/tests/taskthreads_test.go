@@ -66,62 +66,69 @@ func taskThreads(t *testing.T, transcript string) map[int]*gdbThread {
 // frameName is the function in a line of "backtrace".
 var frameName = regexp.MustCompile(`^#\d+ +0x[0-9a-f]+ in ([^ ]+) \(`)
 
-// TestTaskThreads compares the backtraces that gdb takes of all task threads, with
-// the files that nestdbg makes, with /proc/PID/stack: of every task that ran neither
-// before nor after. gdb must show every task that lasts, under its name.
+// TestTaskThreads asks both kernels.
 func TestTaskThreads(t *testing.T) {
 	l := sharedLab(t, "kaslr")
-	for i, name := range []string{"l1", "vm0"} {
-		script := filepath.Join(t.TempDir(), "tasks.gdb")
-		text := fmt.Sprintf("inferior %d\nmonitor tasks on\ninfo threads\n"+
-			"thread apply all -s -- frame apply all -q -s -- printf \"pc %%#lx\\n\", $pc\n"+
-			"thread apply all -s -- backtrace\n", i+1)
-		if err := os.WriteFile(script, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		symbols := make(map[string][]symbol) // by name
-		for _, s := range parseSymbols(t, ask(t, l, name, "kallsyms")) {
-			symbols[s.name] = append(symbols[s.name], s)
-		}
-		leftOut := schedulerText(t, l, name)
-		ask(t, l, name, "exec (sh -c 'sh -c exit & exec sleep 100' > /dev/null 2>&1 &)") // a zombie
-		names := guestTasks(t, l, name)
-		before := guestStacks(t, l, name, true)
-		transcript := runGDB(t, l, t.TempDir(), script)
-		got := taskThreads(t, transcript)
-		after := guestStacks(t, l, name, false)
-		compared := 0
-		var ran []string
-		for pid, first := range before {
-			last := after[pid]
-			task, ok := names[pid]
-			if last == nil || !ok || first.switches != last.switches {
-				ran = append(ran, task.Comm)
-				continue
-			}
-			compared++
-			thread := got[pid]
-			if thread == nil {
-				t.Errorf("%s: gdb has no thread of task %d %s", name, pid, task.Comm)
-				continue
-			}
-			// A worker's comm in /proc also tells what it works on.
-			comm, _, _ := strings.Cut(thread.name, " (")
-			if thread.name != fmt.Sprintf("%s (%d)", comm, pid) || !strings.HasPrefix(task.Comm, comm) {
-				t.Errorf("%s: task %d is %q to gdb, want %q", name, pid, thread.name, task.Comm)
-			}
-			if problem := compareStack(thread, first.frames, symbols, leftOut); problem != "" {
-				t.Errorf("%s: task %d %s: %s\n%s\n%#x\nwant\n%s", name, pid, task.Comm, problem,
-					strings.Join(thread.frames, "\n"), thread.pcs, strings.Join(first.frames, "\n"))
-			}
-		}
-		if compared < 40 || compared < 2*len(ran) {
-			t.Errorf("%s: only %d stacks compared; gdb's words:\n%s", name, compared, transcript[:min(len(transcript), 4000)])
-		}
-		t.Logf("%s: %d stacks compared; these ran meanwhile: %s", name, compared, strings.Join(ran, ", "))
+	for _, name := range []string{"l1", "vm0"} {
+		checkTaskThreads(t, l, name)
 	}
 	ask(t, l, "l1", "ping")
 	ask(t, l, "vm0", "ping")
+}
+
+// checkTaskThreads compares the backtraces that gdb takes of all task threads, with
+// the files that nestdbg makes, with /proc/PID/stack: of every task that ran neither
+// before nor after. gdb must show every task that lasts, under its name.
+func checkTaskThreads(t *testing.T, l *lab.Lab, name string) {
+	t.Helper()
+	inferior := map[string]int{"l1": l1, "vm0": vm0}[name]
+	script := filepath.Join(t.TempDir(), "tasks.gdb")
+	text := fmt.Sprintf("inferior %d\nmonitor tasks on\ninfo threads\n"+
+		"thread apply all -s -- frame apply all -q -s -- printf \"pc %%#lx\\n\", $pc\n"+
+		"thread apply all -s -- backtrace\n", inferior)
+	if err := os.WriteFile(script, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	symbols := make(map[string][]symbol) // by name
+	for _, s := range parseSymbols(t, ask(t, l, name, "kallsyms")) {
+		symbols[s.name] = append(symbols[s.name], s)
+	}
+	leftOut := schedulerText(t, l, name)
+	ask(t, l, name, "exec (sh -c 'sh -c exit & exec sleep 100' > /dev/null 2>&1 &)") // a zombie
+	names := guestTasks(t, l, name)
+	before := guestStacks(t, l, name, true)
+	transcript := runGDB(t, l, t.TempDir(), script)
+	got := taskThreads(t, transcript)
+	after := guestStacks(t, l, name, false)
+	compared := 0
+	var ran []string
+	for pid, first := range before {
+		last := after[pid]
+		task, ok := names[pid]
+		if last == nil || !ok || first.switches != last.switches {
+			ran = append(ran, task.Comm)
+			continue
+		}
+		compared++
+		thread := got[pid]
+		if thread == nil {
+			t.Errorf("%s: gdb has no thread of task %d %s", name, pid, task.Comm)
+			continue
+		}
+		// A worker's comm in /proc also tells what it works on.
+		comm, _, _ := strings.Cut(thread.name, " (")
+		if thread.name != fmt.Sprintf("%s (%d)", comm, pid) || !strings.HasPrefix(task.Comm, comm) {
+			t.Errorf("%s: task %d is %q to gdb, want %q", name, pid, thread.name, task.Comm)
+		}
+		if problem := compareStack(thread, first.frames, symbols, leftOut); problem != "" {
+			t.Errorf("%s: task %d %s: %s\n%s\n%#x\nwant\n%s", name, pid, task.Comm, problem,
+				strings.Join(thread.frames, "\n"), thread.pcs, strings.Join(first.frames, "\n"))
+		}
+	}
+	if compared < 40 || compared < 2*len(ran) {
+		t.Errorf("%s: only %d stacks compared; gdb's words:\n%s", name, compared, transcript[:min(len(transcript), 4000)])
+	}
+	t.Logf("%s: %d stacks compared; these ran meanwhile: %s", name, compared, strings.Join(ran, ", "))
 }
 
 // compareStack compares gdb's frames with those of the kernel, "SYMBOL+OFFSET/SIZE"
