@@ -170,14 +170,12 @@ func (a *app) backtraces(ctx context.Context,
 	}
 	unwinder := k.Unwinder()
 	if a.debugger == nil && a.session.Running() {
-		if _, err := a.live.HMP(ctx, "stop"); err != nil {
+		a.session.AwaitQuiet(ctx)
+		var resume func() error
+		if resume, err = a.live.Pause(ctx); err != nil {
 			return nil, err
 		}
-		defer func() {
-			// Whatever happened, the machine runs on.
-			_, e := a.live.HMP(context.WithoutCancel(ctx), "cont")
-			err = errors.Join(err, e)
-		}()
+		defer func() { err = errors.Join(err, resume()) }() // whatever happened
 		if _, err := a.session.Look(ctx, session.Quick); err != nil {
 			return nil, err
 		}

@@ -62,6 +62,17 @@ func (l *Live) Arch() *arch.Arch { return l.arch }
 // Memory implements session.Backend.
 func (l *Live) Memory() machine.PhysMemory { return l.qemu.RAM() }
 
+// Pause stops a machine that runs; resume lets it run on, also after ctx has ended.
+// Callers choose the moment: session.Session.AwaitQuiet.
+func (l *Live) Pause(ctx context.Context) (resume func() error, err error) {
+	resume = func() error { return gone(l.qemu.ContMachine(context.WithoutCancel(ctx))) }
+	if err := l.qemu.StopMachine(ctx); err != nil {
+		// The error may have come after the stop was carried out.
+		return nil, errors.Join(gone(err), resume())
+	}
+	return resume, nil
+}
+
 // Running implements session.Backend.
 func (l *Live) Running(ctx context.Context) (bool, error) {
 	running, _, err := l.qemu.Status(ctx)

@@ -37,6 +37,7 @@ var allowed = map[string]string{
 	// as ORC tables say it.
 	"symfile":   "mem arch orc btf",
 	"debugfile": "",
+	"snapshot":  "mem golang.org/x/sys/unix",
 
 	"gdbserver": "mem arch rsp",
 	"qemu":      "mem arch rsp qmp vmstate golang.org/x/sys/unix",
@@ -49,11 +50,11 @@ var allowed = map[string]string{
 
 	"session": "mem arch machine nested linux kernelfile debugfile gdbserver",
 	// The one place that knows both QEMU and the session.
-	"target": "mem arch machine session qemu vmstate",
-	"report": "mem arch machine paging nested linux session cexpr",
+	"target": "mem arch machine session qemu vmstate snapshot",
+	"report": "mem arch machine paging nested linux session cexpr snapshot",
 	// debugfile: only the front end knows whether the person wants servers asked.
 	// kernelfile: "export" writes its files where the person says.
-	"cli": "mem machine paging linux cexpr kernelfile debugfile gdbserver session target report lab lab/agent " +
+	"cli": "mem machine paging linux cexpr kernelfile debugfile gdbserver session target report snapshot lab lab/agent " +
 		"github.com/spf13/cobra golang.org/x/sys/unix",
 	"cmd/nestdbg": "cli",
 

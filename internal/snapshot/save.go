@@ -1,0 +1,240 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"nestdbg/internal/mem"
+)
+
+// chunkSize is what one worker copies at a time, and what has one checksum: small
+// enough for a cache, large enough that ranges and system calls do not count.
+const chunkSize = 1 << 20
+
+// workers copy chunks at the same time.
+const workers = 2
+
+// RAM is the memory that is saved.
+type RAM interface {
+	mem.PhysReader
+	mem.PhysRanger
+	// PopulatedRanges are the ranges outside which every byte is zero.
+	PopulatedRanges() []mem.Range
+}
+
+// Writer is a snapshot under way. It is in a directory beside its own until
+// Commit; Abort removes it, and does nothing after Commit.
+type Writer struct {
+	dir, temp string
+	ram       *os.File
+	sums      []byte
+	stored    atomic.Uint64
+	m         Manifest
+}
+
+// Create begins a snapshot at dir, which must not be there.
+func Create(dir string) (*Writer, error) {
+	dir = filepath.Clean(dir)
+	if _, err := os.Lstat(dir); err == nil {
+		return nil, fmt.Errorf("%s: %w", dir, os.ErrExist)
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	temp, err := os.MkdirTemp(filepath.Dir(dir), "."+filepath.Base(dir)+".incomplete-") // mode 0700: it holds memory
+	if err != nil {
+		return nil, err
+	}
+	w := &Writer{dir: dir, temp: temp}
+	if w.ram, err = os.OpenFile(filepath.Join(temp, ramFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		w.Abort()
+		return nil, err
+	}
+	return w, nil
+}
+
+// Abort removes everything that was written.
+func (w *Writer) Abort() {
+	if w.temp == "" {
+		return
+	}
+	if w.ram != nil {
+		w.ram.Close()
+	}
+	os.RemoveAll(w.temp)
+	w.temp = ""
+}
+
+// CopyRAM copies the memory and sums it. progress, if not nil, is told bytes done
+// and in all, from several goroutines.
+func (w *Writer) CopyRAM(ctx context.Context, ram RAM, progress func(done, all uint64)) error {
+	offset := uint64(0)
+	for _, r := range ram.PhysRanges() {
+		w.m.Ranges = append(w.m.Ranges, Range{r.First, r.Last, offset})
+		offset += r.Size()
+	}
+	w.m.RAMSize, w.m.ChunkSize = offset, chunkSize
+	if err := w.ram.Truncate(int64(offset)); err != nil {
+		return err
+	}
+	w.sums = make([]byte, 4*w.m.chunks())
+	c := &copying{w: w, ram: ram, populated: ram.PopulatedRanges(), progress: progress}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var group sync.WaitGroup
+	for range workers {
+		group.Go(func() {
+			if err := c.work(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	group.Wait()
+	w.m.RAMStored = w.stored.Load()
+	return context.Cause(ctx)
+}
+
+// copying is one CopyRAM.
+type copying struct {
+	w         *Writer
+	ram       RAM
+	populated []mem.Range
+	progress  func(done, all uint64)
+	next      atomic.Uint64 // the chunk that nobody has begun
+	done      atomic.Uint64 // bytes
+}
+
+// work copies chunks until there are no more.
+func (c *copying) work(ctx context.Context) error {
+	buf := make([]byte, chunkSize)
+	for {
+		i := c.next.Add(1) - 1
+		if i >= c.w.m.chunks() {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		first := i * chunkSize
+		chunk := buf[:min(chunkSize, c.w.m.RAMSize-first)]
+		if err := c.read(chunk, first); err != nil {
+			return err
+		}
+		binary.LittleEndian.PutUint32(c.w.sums[4*i:], crc32.Checksum(chunk, castagnoli))
+		stored, err := writeSparse(c.w.ram, chunk, int64(first))
+		if err != nil {
+			return err
+		}
+		c.w.stored.Add(stored)
+		if done := c.done.Add(uint64(len(chunk))); c.progress != nil {
+			c.progress(done, c.w.m.RAMSize)
+		}
+	}
+}
+
+// read fills chunk with what is at offset of the file to be: what is populated
+// from memory, the rest with zeros.
+func (c *copying) read(chunk []byte, offset uint64) error {
+	clear(chunk)
+	for _, r := range c.w.m.Ranges {
+		size := r.Last - r.First + 1
+		if r.Offset+size <= offset || r.Offset >= offset+uint64(len(chunk)) {
+			continue
+		}
+		from := max(r.Offset, offset)
+		to := min(r.Offset+size, offset+uint64(len(chunk)))
+		span := mem.Range{First: r.First + (from - r.Offset), Last: r.First + (to - r.Offset) - 1}
+		if err := c.readSpan(chunk[from-offset:to-offset], span); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readSpan reads the populated parts of span into b, which is as long as span.
+func (c *copying) readSpan(b []byte, span mem.Range) error {
+	for _, p := range c.populated {
+		if p.Last < span.First || p.First > span.Last {
+			continue
+		}
+		first, last := max(p.First, span.First), min(p.Last, span.Last)
+		part := b[first-span.First : last-span.First+1]
+		if n, err := c.ram.ReadPhys(part, mem.Phys(first)); err != nil {
+			return fmt.Errorf("physical memory at %#x: %w", first+uint64(n), err)
+		}
+	}
+	return nil
+}
+
+var zeroPage [pageSize]byte
+
+// writeSparse writes the pages of b that are not zero, runs of them at once, and
+// returns how many bytes those are.
+func writeSparse(f *os.File, b []byte, at int64) (stored uint64, err error) {
+	for i := 0; i < len(b); {
+		end := i
+		for end < len(b) && !isZero(b[end:min(end+pageSize, len(b))]) {
+			end = min(end+pageSize, len(b))
+		}
+		if end == i {
+			i += pageSize
+			continue
+		}
+		if _, err := f.WriteAt(b[i:end], at+int64(i)); err != nil {
+			return stored, err
+		}
+		stored += uint64(end - i)
+		i = end
+	}
+	return stored, nil
+}
+
+func isZero(page []byte) bool { return bytes.Equal(page, zeroPage[:len(page)]) }
+
+// Commit writes what is left and gives the snapshot its name.
+func (w *Writer) Commit(m Manifest, devices []byte) (*Manifest, error) {
+	m.Format = Format
+	m.Ranges, m.RAMSize, m.RAMStored, m.ChunkSize = w.m.Ranges, w.m.RAMSize, w.m.RAMStored, w.m.ChunkSize
+	m.SumsHash, m.DevicesHash = hashOf(w.sums), hashOf(devices)
+	var err error
+	if m.Checksum, err = m.sum(); err != nil {
+		return nil, err
+	}
+	text, err := m.encode()
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(w.ram.Sync(), w.ram.Close()); err != nil {
+		return nil, err
+	}
+	w.ram = nil
+	for _, f := range []struct {
+		name string
+		b    []byte
+	}{{sumsFile, w.sums}, {devicesFile, devices}, {manifestFile, text}} {
+		if err := writeSynced(filepath.Join(w.temp, f.name), f.b); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.Rename(w.temp, w.dir); err != nil {
+		return nil, err
+	}
+	w.temp = ""
+	return &m, nil
+}
+
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}

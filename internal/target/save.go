@@ -1,0 +1,68 @@
+package target
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"nestdbg/internal/snapshot"
+)
+
+// SaveOptions says how a snapshot is taken.
+type SaveOptions struct {
+	// Live lets the machine run on while its memory is copied.
+	Live bool
+	// Quiet waits for a moment at which a running machine can be stopped.
+	Quiet func(context.Context)
+	// Progress is told bytes done and in all, from several goroutines; nil: nobody asks.
+	Progress func(done, all uint64)
+}
+
+// Save keeps the machine as a snapshot in the new directory dir. A machine that
+// runs is stopped while its memory is copied, and runs on afterwards, whatever
+// happens to the snapshot; one that stands still is left so. What fails or is cut
+// short leaves no files.
+func (l *Live) Save(ctx context.Context, dir string, opt SaveOptions) (m *snapshot.Manifest, err error) {
+	w, err := snapshot.Create(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer w.Abort()
+	running, err := l.Running(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if running {
+		opt.Quiet(ctx)
+	}
+	begin := time.Now()
+	resume := func() error { return nil }
+	if running && !opt.Live {
+		if resume, err = l.Pause(ctx); err != nil {
+			return nil, err
+		}
+	}
+	devices, err := l.qemu.DeviceState(ctx)
+	stopped := time.Since(begin) // by the device state alone
+	if err == nil {
+		err = w.CopyRAM(ctx, l.qemu.RAM(), opt.Progress)
+	}
+	err = errors.Join(gone(err), resume())
+	switch {
+	case err != nil:
+		return nil, err
+	case !running:
+		stopped = 0
+	case !opt.Live:
+		stopped = time.Since(begin)
+	}
+	info := l.qemu.Info()
+	return w.Commit(snapshot.Manifest{
+		Created: time.Now().UTC().Truncate(time.Second),
+		Machine: snapshot.Machine{
+			Version: info.Version, Accel: info.Accel, Arch: info.Arch, Type: info.MachineType, Name: info.Name,
+			PID: info.PID, CPUs: info.CPUs,
+		},
+		Live: opt.Live && running, WasRunning: running, StoppedSeconds: stopped.Seconds(),
+	}, devices)
+}
