@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"fmt"
 	"sync"
 
 	"nestdbg/internal/mem"
@@ -82,6 +83,30 @@ func (m *Machine) ToParent(a mem.Phys) (parent mem.Phys, contiguous uint64, asid
 		}
 	}
 	return parent, contiguous, false, err
+}
+
+// ToParentToWrite is ToParent for memory that is to be written to: the second road
+// is taken only where the VMM itself may write. What it may only read can be shared
+// with others, as the page of zeros is.
+func (m *Machine) ToParentToWrite(a mem.Phys) (parent mem.Phys, contiguous uint64, err error) {
+	parent, contiguous, aside, err := m.ToParent(a)
+	if err != nil || !aside {
+		return parent, contiguous, err
+	}
+	road := m.Road()
+	user, _, err := road.User(a)
+	if err != nil {
+		return 0, 0, err
+	}
+	t, err := road.Space.Walk(uint64(user))
+	if err == nil && t.Perm&paging.Write == 0 {
+		_, _, hole := m.Second.Space.Translate(uint64(a))
+		err = fmt.Errorf("%w, and its VMM may not write to it", hole)
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	return parent, contiguous, nil
 }
 
 // Road is the second road to m's memory, nil if it is not known.

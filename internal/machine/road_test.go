@@ -13,8 +13,8 @@ import (
 )
 
 // roadWorld is a nested machine of four pages: its second stage maps the first
-// and the last, the VMM has the first, second and last mapped, and nobody has
-// the third.
+// and the last, the VMM has the first, second and last mapped, nobody has the third,
+// and a fifth the VMM may only read.
 func roadWorld() (parent, vm *machine.Machine, ram *memtest.Memory) {
 	ram = memtest.NewMemory(mem.Range{First: 0, Last: 0xfffff})
 	frames := pagingtest.NewFrames(mem.Range{First: 0x80000, Last: 0xfffff}, 0)
@@ -23,8 +23,9 @@ func roadWorld() (parent, vm *machine.Machine, ram *memtest.Memory) {
 	npt.Map(0x3000, 0x13000, 4096, npt.Express(paging.Read))
 	vmm := pagingtest.New("x86-4level", ram, frames)
 	for page, at := range map[uint64]mem.Phys{0x0: 0x10000, 0x1000: 0x11000, 0x3000: 0x13000} {
-		vmm.Map(0x7f0000000000+page, at, 4096, vmm.Express(paging.Read))
+		vmm.Map(0x7f0000000000+page, at, 4096, vmm.Express(paging.Read|paging.Write))
 	}
+	vmm.Map(0x7f0000004000, 0x14000, 4096, vmm.Express(paging.Read))
 	for i, text := range []string{"zero", "one.", "two.", "last"} {
 		for o := 0; o < 4096; o += 4 {
 			ram.Put(mem.Phys(0x10000+4096*i+o), []byte(text))
@@ -33,7 +34,7 @@ func roadWorld() (parent, vm *machine.Machine, ram *memtest.Memory) {
 	parent = &machine.Machine{Name: "l1", Level: 1, Arch: arch.X86, Phys: ram}
 	road := &machine.Road{
 		Space: paging.NewSpace("virtual memory of l1", paging.X86FourLevel, ram, vmm.Root()),
-		Slots: []machine.Slot{{Base: 0, Size: 0x4000, User: 0x7f0000000000}},
+		Slots: []machine.Slot{{Base: 0, Size: 0x5000, User: 0x7f0000000000}},
 	}
 	second := paging.NewSpace("second stage of vm0", paging.NPTFourLevel, ram, npt.Root())
 	vm = &machine.Machine{Name: "vm0", Level: 2, Parent: parent, Arch: arch.X86,
@@ -87,7 +88,22 @@ func TestToParent(t *testing.T) {
 	}
 	road := vm.Road()
 	var off *machine.OffRoadError
-	if _, _, err := road.Translate(0x4000); !errors.As(err, &off) || !errors.Is(err, mem.ErrFault) {
+	if _, _, err := road.Translate(0x5000); !errors.As(err, &off) || !errors.Is(err, mem.ErrFault) {
 		t.Errorf("past the slots: %v", err)
+	}
+}
+
+// The second road serves writes where the VMM itself may write.
+func TestToParentToWrite(t *testing.T) {
+	_, vm, _ := roadWorld()
+	for at, want := range map[mem.Phys]mem.Phys{0x10: 0x10010, 0x1010: 0x11010} {
+		if pa, n, err := vm.ToParentToWrite(at); pa != want || n != 0xff0 || err != nil {
+			t.Errorf("%#x: %#x, %#x bytes, %v", at, pa, n, err)
+		}
+	}
+	for _, at := range []mem.Phys{0x2000, 0x4000, 0x9000} {
+		if pa, _, err := vm.ToParentToWrite(at); !errors.Is(err, mem.ErrFault) {
+			t.Errorf("%#x: %#x, %v", at, pa, err)
+		}
 	}
 }

@@ -23,17 +23,18 @@ type VTop struct {
 	Fault      string `json:"fault"`       // where and why the walk ended, or ""
 
 	// Detours are the second stages with a hole where the address was followed
-	// through the memory of the VMM instead.
+	// through the memory of the VMM instead, and those where the VMM has it elsewhere.
 	Detours []Detour `json:"detours,omitempty"`
 
 	pages []string // size of the page at each stage, for people
 }
 
-// Detour is the second road past a hole of a second stage; see machine.Road.
+// Detour is the second road, machine.Road, past a hole of a second stage, or where it
+// leads elsewhere than the second stage.
 type Detour struct {
 	Stage int    `json:"stage"`
-	PA    Hex    `json:"pa"`    // that the stage does not map
-	Hole  string `json:"hole"`  // why not
+	PA    Hex    `json:"pa"`    // that the stage does not map, or maps elsewhere
+	Hole  string `json:"hole"`  // why not; "" if it does
 	Slot  Hex    `json:"slot"`  // where the VMM's memory slot begins, like PA
 	User  Hex    `json:"user"`  // where the VMM has PA
 	Fault string `json:"fault"` // why this road ended too, or ""
@@ -79,6 +80,8 @@ func (v *VTop) physical(m *machine.Machine, pa mem.Phys, stage int, fileOffset f
 			if next, ok = v.detour(stage, m, pa); !ok {
 				return
 			}
+		} else {
+			v.compare(stage, m, pa, next)
 		}
 		if pa = next; v.ParentPA == nil {
 			v.ParentPA = hexPointer(uint64(pa), true)
@@ -120,6 +123,25 @@ func (v *VTop) detour(stage int, m *machine.Machine, pa mem.Phys) (mem.Phys, boo
 	}
 	v.Detours = append(v.Detours, d)
 	return t.Phys, err == nil
+}
+
+// compare follows pa by the second road too, and says if that leads elsewhere than
+// the second stage: one of the tables is not what it was taken for.
+func (v *VTop) compare(stage int, m *machine.Machine, pa, first mem.Phys) {
+	road := m.Road()
+	if road == nil {
+		return
+	}
+	slot, ok := road.Slot(pa)
+	second, _, err := road.Translate(pa)
+	if !ok || err == nil && second == first {
+		return
+	}
+	d := Detour{Stage: stage, PA: Hex(pa), Slot: Hex(slot.Base), User: Hex(slot.User + mem.Virt(pa-slot.Base))}
+	if d.Fault = fmt.Sprint(err); err == nil {
+		d.Fault = fmt.Sprintf("the second stage leads to %#x, this to %#x", uint64(first), uint64(second))
+	}
+	v.Detours = append(v.Detours, d)
 }
 
 // walk adds the entries of one stage; its tables stand in the memory of in.
@@ -173,7 +195,10 @@ func (v *VTop) Text(w io.Writer) {
 		fmt.Fprintf(w, "  pa %s in %s\n", v.PA, v.Machine)
 	}
 	for _, d := range v.Detours {
-		fmt.Fprintf(w, "  %s\n  second road: pa %s is at %s in the VMM (memory slot of %s)\n", d.Hole, d.PA, d.User, d.Slot)
+		if d.Hole != "" && d.Hole != v.Fault {
+			fmt.Fprintf(w, "  %s\n", d.Hole)
+		}
+		fmt.Fprintf(w, "  second road: pa %s is at %s in the VMM (memory slot of %s)\n", d.PA, d.User, d.Slot)
 		if d.Fault != "" {
 			fmt.Fprintf(w, "  second road: %s\n", d.Fault)
 		}

@@ -92,12 +92,12 @@ func (v *CPUMemory) Translate(addr uint64) (mem.Phys, uint64, error) {
 	return 0, 0, first
 }
 
-// RootPhys follows a physical address of m down to QEMU's own machine.
+// RootPhys follows a physical address of m down to QEMU's own machine, to write there.
 // contiguous is how many bytes from there on lie together at every stage.
 func RootPhys(m *machine.Machine, a mem.Phys) (pa mem.Phys, contiguous uint64, err error) {
 	contiguous = ^uint64(0)
 	for ; m.Parent != nil; m = m.Parent {
-		next, n, err := m.Second.Space.Translate(uint64(a))
+		next, n, err := m.ToParentToWrite(a)
 		if err != nil {
 			return 0, 0, err
 		}

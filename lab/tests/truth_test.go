@@ -50,7 +50,9 @@ func parseSymbols(t testing.TB, text string) []symbol {
 // machine. To ask for one takes a guest as long as to ask for all.
 var addresses sync.Map // of string to map[string]uint64
 
-func addressKey(l *lab.Lab, machine string) string { return fmt.Sprint(l.PID, " ", l.Dir, " ", machine) }
+func addressKey(l *lab.Lab, machine string) string {
+	return fmt.Sprint(l.PID, " ", l.Dir, " ", machine)
+}
 
 // remember keeps the symbols of a kernel for guestSymbol.
 func remember(l *lab.Lab, machine string, list []symbol) {
