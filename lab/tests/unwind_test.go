@@ -2,13 +2,16 @@ package tests
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -152,7 +155,14 @@ func (r *unwindRun) onLab(seed uint64) error {
 	if err := os.WriteFile(script, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return r.gdb(script)
+	lost := r.gdb(script)
+	if lost != nil {
+		// What is stuck in it would go on for the rest of the test.
+		ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
+		defer cancel()
+		lost = errors.Join(lost, l.Down(ctx))
+	}
+	return lost
 }
 
 // gdb runs the script and judges the stops that it prints.
@@ -278,12 +288,14 @@ func loadModules(t *testing.T, l *lab.Lab, symbols string) vendorModules {
 	}
 	out := vendorModules{first: ^address(0)}
 	var commands strings.Builder
-	lines := ask(t, l, "vm0", "exec cd /sys/module; for s in */sections/.*; do [ -f $s ] && read a < $s && echo ${s%%/*} ${s##*/} $a; done")
+	// "MODULE/sections/SECTION:ADDRESS"
+	lines := ask(t, l, "vm0", "exec cd /sys/module; grep -H . */sections/.[a-z_]*")
 	last := ""
 	for line := range strings.Lines(lines) {
-		var module, section string
-		var at uint64
-		if n, err := fmt.Sscanf(line, "%s %s 0x%x", &module, &section, &at); n != 3 {
+		path, text, _ := strings.Cut(strings.TrimSpace(line), ":")
+		module, section, _ := strings.Cut(path, "/sections/")
+		at, err := strconv.ParseUint(text, 0, 64)
+		if err != nil {
 			t.Fatalf("section %q: %v", line, err)
 		}
 		switch {
