@@ -70,6 +70,9 @@ type Member struct {
 	BitOffset, BitSize uint32
 }
 
+// MemberName is the name of member i of a structure or union, see Spec.Text.
+func (t *Type) MemberName(i int) uint32 { return t.U32(12 * i) }
+
 // Member returns member i of a structure or union. With kind_flag its width is in
 // the upper 8 bits of the offset; without, a bit field has an integer type with a
 // width of its own (BTF of Linux before 5.0 and of old compilers).

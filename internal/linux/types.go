@@ -93,8 +93,9 @@ func (t *Types) Field(structName, path string) (Field, error) {
 	var f Field
 	found := false
 	firstErr := error(nil)
+	left := searchMax
 	for _, id := range named {
-		got, err := t.walkPath(id, path)
+		got, err := t.walkPath(id, path, &left)
 		switch {
 		case err != nil && firstErr == nil:
 			firstErr = err
@@ -183,8 +184,9 @@ func (t *Types) composite(id btf.ID) (btf.ID, btf.Type, bool) {
 	return id, typ, err == nil && typ.IsComposite()
 }
 
-// walkPath follows a path from a structure.
-func (t *Types) walkPath(id btf.ID, path string) (Field, error) {
+// walkPath follows a path from a structure. left is how many members may still be
+// looked at.
+func (t *Types) walkPath(id btf.ID, path string, left *int) (Field, error) {
 	var f Field
 	base := uint32(0)
 	for step := range strings.SplitSeq(path, ".") {
@@ -192,7 +194,11 @@ func (t *Types) walkPath(id btf.ID, path string) (Field, error) {
 		if err != nil {
 			return Field{}, err
 		}
-		m, off, ok := t.findMember(id, name, map[btf.ID]bool{}, 0)
+		search := memberSearch{types: t, name: name, seen: map[btf.ID]bool{}, left: left}
+		m, off, ok := search.find(id, 0)
+		if *left <= 0 {
+			return Field{}, fmt.Errorf("member %s: more than %d members to look at: %w", step, searchMax, ErrCorrupt)
+		}
 		if !ok {
 			return Field{}, fmt.Errorf("no member %s: %w", step, ErrNotFound)
 		}
@@ -239,29 +245,45 @@ func (t *Types) element(f Field, id btf.ID, index uint32) (Field, btf.ID, error)
 	return out, id, err
 }
 
-// anonymousMax bounds how deep anonymous members are nested; Linux has four.
-const anonymousMax = 64
+// Bounds of a search for a member: how deep anonymous members are nested, of which
+// Linux has four, and how many members are looked at in all. The largest structure of
+// Linux 6.1 has 270.
+const (
+	anonymousMax = 64
+	searchMax    = 1 << 20
+)
 
-// findMember finds a member by name, also in anonymous members. off is the
-// distance in bytes of what directly holds the member from the start of the type.
-// seen keeps a structure from being searched twice, as one that contains itself.
-func (t *Types) findMember(id btf.ID, name string, seen map[btf.ID]bool, depth int) (m btf.Member, off uint32, ok bool) {
+// memberSearch finds a member by name, also in anonymous members.
+type memberSearch struct {
+	types *Types
+	name  string
+	seen  map[btf.ID]bool // not to be searched twice, as a structure that contains itself
+	left  *int
+}
+
+// find returns the member and the distance in bytes of what directly holds it from the
+// start of the type.
+func (f *memberSearch) find(id btf.ID, depth int) (m btf.Member, off uint32, ok bool) {
+	t := f.types
 	id, typ, ok := t.composite(id)
-	if !ok || seen[id] || name == "" || depth > anonymousMax {
+	if !ok || f.seen[id] || f.name == "" || depth > anonymousMax {
 		return btf.Member{}, 0, false
 	}
-	seen[id] = true
+	f.seen[id] = true
+	if *f.left -= typ.Count; *f.left <= 0 {
+		return btf.Member{}, 0, false
+	}
 	for i := range typ.Count {
-		if m := t.spec.Member(&typ, i); string(t.spec.Text(m.Name)) == name {
-			return m, 0, true
+		if string(t.spec.Text(typ.MemberName(i))) == f.name {
+			return t.spec.Member(&typ, i), 0, true
 		}
 	}
 	for i := range typ.Count {
-		outer := t.spec.Member(&typ, i)
-		if len(t.spec.Text(outer.Name)) > 0 {
+		if len(t.spec.Text(typ.MemberName(i))) > 0 {
 			continue
 		}
-		if m, off, ok := t.findMember(outer.Type, name, seen, depth+1); ok {
+		outer := t.spec.Member(&typ, i)
+		if m, off, ok := f.find(outer.Type, depth+1); ok {
 			return m, off + outer.BitOffset/8, true
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf/btf"
 	"github.com/google/go-cmp/cmp"
@@ -86,6 +87,43 @@ func TestField(t *testing.T) {
 	}
 	if _, _, err := types.Offset("outer", "a"); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("offset of a bit field: %v", err)
+	}
+}
+
+// TestFieldIsBounded has a thousand structures of one name, each with an anonymous
+// member that has as many members as there can be, of a type behind a hundred names.
+func TestFieldIsBounded(t *testing.T) {
+	const structs, members = 900, 1<<16 - 1
+	words := []uint32{1, 1 << 24, 4, 32} // type 1: int
+	for i := range uint32(98) {
+		words = append(words, 0, 8<<24, i+1) // a typedef each
+	}
+	words = append(words, 0, 4<<24|members, 8) // type 100
+	for range members {
+		words = append(words, 1, 99, 0)
+	}
+	for range structs {
+		words = append(words, 5, 4<<24|1, 8, 0, 100, 0)
+	}
+	var types []byte
+	for _, w := range words {
+		types = binary.LittleEndian.AppendUint32(types, w)
+	}
+	raw := []byte{0x9f, 0xeb, 1, 0}
+	for _, w := range []int{24, 0, len(types), len(types), 10} {
+		raw = binary.LittleEndian.AppendUint32(raw, uint32(w))
+	}
+	raw = append(append(raw, types...), "\x00int\x00many\x00"...)
+	got, err := parseTypes("test", raw, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if _, err := got.Field("many", "none"); !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrCorrupt) {
+		t.Error(err)
+	}
+	if d := time.Since(begin); d > 2*time.Second {
+		t.Errorf("looked for %v", d)
 	}
 }
 
