@@ -47,14 +47,20 @@ func (k *Kernel) rawBTF() ([]byte, error) {
 	if raw, err := k.between("__start_BTF", "__stop_BTF", btfMax); err == nil || errors.Is(err, mem.ErrFault) {
 		return raw, err // a part that cannot be read would be zeros below
 	}
-	all := k.image.contents()
+	all, unread := k.image.contents()
 	for at := 0; ; at++ {
 		i := bytes.Index(all[at:], btfHeader)
-		if i < 0 {
+		switch {
+		case i < 0 && len(unread) > 0:
+			return nil, fmt.Errorf("no types in what can be read of the kernel's image (%d pages cannot): %w", len(unread), ErrNotFound)
+		case i < 0:
 			return nil, &MissingError{What: "types (BTF)", Option: optionTypes}
 		}
 		at += i
 		if n := btfSize(all[at:]); n != 0 && n <= uint64(len(all)-at) {
+			if err := k.image.unreadIn(unread, uint64(at), n); err != nil {
+				return nil, err
+			}
 			return all[at:][:n], nil
 		}
 	}

@@ -126,3 +126,53 @@ func TestMissingUnwindTable(t *testing.T) {
 		t.Errorf("problems %v", u.Problems)
 	}
 }
+
+// holedRAM lacks one page, as the memory of a guest can.
+type holedRAM struct {
+	fakeRAM
+	page mem.Phys
+}
+
+func (m holedRAM) ReadPhys(p []byte, a mem.Phys) (int, error) {
+	switch {
+	case a >= m.page+pageSize || a+mem.Phys(len(p)) <= m.page:
+		return m.fakeRAM.ReadPhys(p, a)
+	case a >= m.page:
+		return 0, &mem.FaultError{Space: "holed", Addr: uint64(a)}
+	}
+	n, _ := m.fakeRAM.ReadPhys(p[:m.page-a], a)
+	return n, &mem.FaultError{Space: "holed", Addr: uint64(m.page)}
+}
+
+func (m holedRAM) SlicePhys(a mem.Phys, limit int) []byte {
+	switch {
+	case a >= m.page+pageSize:
+		return m.fakeRAM.SlicePhys(a, limit)
+	case a >= m.page:
+		return nil
+	}
+	return m.fakeRAM.SlicePhys(a, int(min(uint64(limit), uint64(m.page-a))))
+}
+
+// TestTypesWithHole does not take a page that cannot be read for zeros, neither where
+// the types are found by their symbols nor where they are searched.
+func TestTypesWithHole(t *testing.T) {
+	for _, without := range []string{"", "variables"} {
+		var types strings.Builder // more than a page of them
+		for i := range 200 {
+			fmt.Fprintf(&types, "struct a_structure_with_a_long_name_%d { int x; }\n", i)
+		}
+		s := newFake(t, types.String())
+		s.without = without
+		src := s.finish()
+		src.Phys = holedRAM{s.ram, fakeImagePA + fakeBTFAt + pageSize}
+		src.Space = fakeSpaces(src.Phys)
+		k, err := Find(src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Types(); !errors.Is(err, mem.ErrFault) || errors.Is(err, ErrCorrupt) {
+			t.Errorf("without %q: %v", without, err)
+		}
+	}
+}

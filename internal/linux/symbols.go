@@ -58,8 +58,12 @@ func (k *Kernel) readSymbols() (*kallsyms.Table, error) {
 		}
 		hintErr = fmt.Errorf("where VMCOREINFO says: %w", err)
 	}
-	table, err := kallsyms.Find(k.image.contents(), uint64(k.TextVA))
-	if errors.Is(err, kallsyms.ErrNotFound) {
+	image, unread := k.image.contents()
+	table, err := kallsyms.Find(image, uint64(k.TextVA))
+	switch {
+	case err != nil && len(unread) > 0:
+		err = fmt.Errorf("%d pages of the kernel's image cannot be read: %w", len(unread), err)
+	case errors.Is(err, kallsyms.ErrNotFound):
 		err = &MissingError{What: "symbol table", Option: optionSymbols, Err: err}
 	}
 	if err != nil {
@@ -154,22 +158,39 @@ func (k *Kernel) Symbolize(a mem.Virt) (Place, bool) {
 	return Place{}, false
 }
 
-// contents returns the whole image, without a copy where memory allows it. Pages
-// that cannot be read are zero, which holds nothing a search looks for.
-func (im *image) contents() []byte {
+// contents returns the whole image, without a copy where memory allows it, and the
+// offsets of the pages that could not be read. Those are zero, which is not what
+// they hold.
+func (im *image) contents() (b []byte, unread []uint64) {
 	if s, ok := im.phys.(mem.PhysSlicer); ok {
 		if b := s.SlicePhys(im.pa, int(im.size)); uint64(len(b)) == im.size {
-			return b
+			return b, nil
 		}
 	}
-	b := make([]byte, im.size)
+	b = make([]byte, im.size)
 	for off := uint64(0); off < im.size; {
 		n, err := im.phys.ReadPhys(b[off:], im.pa+mem.Phys(off))
 		off += uint64(n)
 		if err != nil {
-			clear(b[off:min(off&^(pageSize-1)+pageSize, im.size)])
-			off = off&^(pageSize-1) + pageSize
+			page := off &^ (pageSize - 1)
+			clear(b[off:min(page+pageSize, im.size)])
+			unread = append(unread, page)
+			off = page + pageSize
 		}
 	}
-	return b
+	return b, unread
+}
+
+// errUnread is why a page is missing in what contents returned.
+var errUnread = errors.New("it could not be read when the kernel's image was searched")
+
+// unreadIn returns the fault of a page that contents could not read and that an
+// extent of the image touches, nil if there is none.
+func (im *image) unreadIn(unread []uint64, first, size uint64) error {
+	for _, page := range unread {
+		if page+pageSize > first && page < first+size {
+			return &mem.FaultError{Space: "the kernel's image", Addr: uint64(im.va) + page, Err: errUnread}
+		}
+	}
+	return nil
 }
