@@ -17,7 +17,8 @@ type Env struct {
 	Helpers   map[string]Helper
 }
 
-// Types finds types by name. Both methods give an ErrNotFound if there is none.
+// Types finds types by name. Both methods give an ErrNotFound if there is none; what an
+// *Error among those says about why is told to the person.
 type Types interface {
 	// Named returns the types of this name, which are several when parts of a program
 	// use a name differently. The keyword is struct, union, enum, or empty for
@@ -31,8 +32,8 @@ type Types interface {
 	Names(keyword string) iter.Seq[string]
 }
 
-// Symbols finds variables and functions. It gives an ErrNotFound if there is none of
-// that name, and another error if there are several and it is not clear which is
+// Symbols finds variables and functions. It gives an ErrNotFound, as Types does, if
+// there is none of that name, and another error if there are several and it is not clear which is
 // meant.
 type Symbols interface {
 	Variable(name string) (Variable, error)

@@ -19,7 +19,7 @@ func (e *Env) Evaluate(text string) (Result, error) {
 	ev := evaluator{env: e}
 	n, err := Parse(text, e.isTypedef)
 	if wrong, ok := err.(*Error); ok && wrong.notType != "" && e.Types != nil {
-		err = ev.unknownType(&TypeExpr{Pos: wrong.Pos, Name: wrong.notType})
+		err = ev.unknownType(&TypeExpr{Pos: wrong.Pos, Name: wrong.notType}, nil)
 	}
 	if err != nil {
 		return Result{}, err
@@ -151,12 +151,22 @@ func (ev *evaluator) name(n *Name) (Value, error) {
 			return Value{}, err
 		}
 	}
-	return Value{}, ev.unknownName(n)
+	return Value{}, ev.unknownName(n, err)
+}
+
+// told is what somebody who did not find something says about why, as the end of a
+// message; "" if it is not more than that.
+func told(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return "; " + e.Msg
+	}
+	return ""
 }
 
 // unknownName says what else the name is.
-func (ev *evaluator) unknownName(n *Name) error {
-	msg := fmt.Sprintf("there is no symbol and no enumerator %q", n.Text)
+func (ev *evaluator) unknownName(n *Name, why error) error {
+	msg := fmt.Sprintf("there is no symbol and no enumerator %q", n.Text) + told(why)
 	if ev.env.Types != nil {
 		for _, keyword := range []string{"struct", "union", "enum"} {
 			if _, err := ev.env.Types.Named(keyword, n.Text); err == nil {

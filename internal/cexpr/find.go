@@ -25,8 +25,10 @@ func (e *Env) FindType(name string) ([]*Type, error) {
 	if len(words) != 1 {
 		return nil, errorAt(-1, "%q is no name of a type", name)
 	}
+	var list []*Type
+	var err error
 	for _, keyword := range try {
-		list, err := e.Types.Named(keyword, words[0])
+		list, err = e.Types.Named(keyword, words[0])
 		if err == nil {
 			return list, nil
 		}
@@ -36,12 +38,13 @@ func (e *Env) FindType(name string) ([]*Type, error) {
 	}
 	if len(try) == 1 {
 		ev := evaluator{env: e}
-		return nil, ev.unknownType(&TypeExpr{Pos: -1, Keyword: try[0], Name: words[0]})
+		return nil, ev.unknownType(&TypeExpr{Pos: -1, Keyword: try[0], Name: words[0]}, err)
 	}
 	msg := fmt.Sprintf("there is no type %q", words[0])
 	if near := Near(words[0], e.allNames()); len(near) > 0 {
 		msg += "; near: " + strings.Join(near, ", ")
 	}
+	msg += told(err)
 	return nil, &Error{Pos: -1, Msg: msg, Err: ErrNotFound}
 }
 

@@ -68,7 +68,7 @@ func (ev *evaluator) baseType(n *TypeExpr) (*Type, error) {
 	}
 	list, err := ev.env.Types.Named(n.Keyword, n.Name)
 	if errors.Is(err, ErrNotFound) {
-		return nil, ev.unknownType(n)
+		return nil, ev.unknownType(n, err)
 	}
 	if err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ func (ev *evaluator) baseType(n *TypeExpr) (*Type, error) {
 }
 
 // unknownType says which types of near names there are, or of the same name.
-func (ev *evaluator) unknownType(n *TypeExpr) error {
+func (ev *evaluator) unknownType(n *TypeExpr, why error) error {
 	name := strings.TrimSpace(n.Keyword + " " + n.Name)
 	for _, keyword := range []string{"struct", "union", "enum", ""} {
 		if keyword == n.Keyword {
@@ -98,5 +98,6 @@ func (ev *evaluator) unknownType(n *TypeExpr) error {
 		}
 		msg += "; near: " + strings.Join(near, ", ")
 	}
+	msg += told(why)
 	return &Error{Pos: n.Pos, Msg: msg, Err: ErrNotFound}
 }

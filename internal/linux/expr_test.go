@@ -155,6 +155,10 @@ func TestExpressionsWithoutBTF(t *testing.T) {
 			t.Errorf("%s: %v", expr, err)
 		}
 	}
+	whole := k.Expressions(ExprContext{})
+	if _, err := whole.FindType("vcpu_vmx"); err == nil || !strings.Contains(err.Error(), "CONFIG_DEBUG_INFO_BTF_MODULES") {
+		t.Errorf("a type that a module may have, whose types are not known: %v", err)
+	}
 	if _, err := env.FindType("page"); err == nil || !strings.Contains(err.Error(), "CONFIG_DEBUG_INFO_BTF") {
 		t.Error(err)
 	}

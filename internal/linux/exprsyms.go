@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -64,6 +65,10 @@ func (s *exprSymbols) symbol(name string) (Symbol, error) {
 	case len(list) == 0 && len(problems) > 0 && problems[0].What == symbolsOfKernel:
 		return Symbol{}, problems[0].Err
 	case len(list) == 0:
+		var missing *MissingError
+		if err := s.k.missingSymbol(name, ""); errors.As(err, &missing) {
+			return Symbol{}, &cexpr.Error{Pos: -1, Msg: "its table has no variables, which " + missing.Option + " gives", Err: cexpr.ErrNotFound}
+		}
 		return Symbol{}, fmt.Errorf("symbol %s: %w", name, cexpr.ErrNotFound)
 	case len(list) == 1:
 		return list[0], nil

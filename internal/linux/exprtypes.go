@@ -18,6 +18,7 @@ type exprTypes struct {
 
 	modules  []*Types // those with types of their own
 	searched bool     // modules is filled
+	bare     bool     // there are modules without types
 	vars     map[*btf.Spec]map[string][]exprVar
 }
 
@@ -42,9 +43,12 @@ func (x *exprTypes) all(yield func(*Types) bool) {
 		x.searched = true
 		if set, err := x.k.moduleSet(); err == nil {
 			for i := range set.list {
-				if t, err := x.k.ModuleTypes(set.list[i].Name); err == nil {
-					x.modules = append(x.modules, t)
+				t, err := x.k.ModuleTypes(set.list[i].Name)
+				if err != nil {
+					x.bare = true
+					continue
 				}
+				x.modules = append(x.modules, t)
 			}
 		}
 	}
@@ -107,10 +111,13 @@ func (x *exprTypes) Named(keyword, name string) ([]*cexpr.Type, error) {
 			break
 		}
 	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("type %s %s: %w", keyword, name, cexpr.ErrNotFound)
+	switch {
+	case len(out) > 0:
+		return out, nil
+	case x.bare && len(x.modules) == 0:
+		return nil, &cexpr.Error{Pos: -1, Msg: "types of modules are not known, which " + optionModuleTypes + " gives (Linux 5.11)", Err: cexpr.ErrNotFound}
 	}
-	return out, nil
+	return nil, fmt.Errorf("type %s %s: %w", keyword, name, cexpr.ErrNotFound)
 }
 
 // Names implements cexpr.Types.
@@ -364,7 +371,7 @@ type noTypes struct{ err error }
 func whyNoTypes(err error) error {
 	if errors.Is(err, ErrNotFound) {
 		return &cexpr.Error{Pos: -1, Err: err,
-			Msg: "this kernel has no types of its own (BTF); CONFIG_DEBUG_INFO_BTF=y gives them"}
+			Msg: (&MissingError{What: "types (BTF)", Option: optionTypes}).Error()}
 	}
 	return err
 }
