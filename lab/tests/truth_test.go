@@ -196,7 +196,7 @@ func (v *view) kernel(t testing.TB, m *machine.Machine) *linux.Kernel {
 // the rest of the test.
 func freeze(t testing.TB, l *lab.Lab) (thaw func()) {
 	t.Helper()
-	qmpCommand(t, l, "stop")
+	pause(t, l)
 	thaw = sync.OnceFunc(func() { qmpCommand(t, l, "cont") })
 	t.Cleanup(thaw)
 	return thaw
