@@ -87,7 +87,7 @@ func checkArgs(c *cobra.Command) {
 func isUsage(err error) bool {
 	var usage usageError
 	var unknown *session.UnknownMachineError
-	return errors.As(err, &usage) || errors.As(err, &unknown) ||
+	return errors.As(err, &usage) || errors.As(err, &unknown) || errors.Is(err, session.ErrDead) ||
 		errors.Is(err, mem.ErrFault) || target.IsUsage(err)
 }
 
@@ -118,13 +118,14 @@ type app struct {
 	out, errOut io.Writer
 
 	targetSpec string
+	layout     string
 	machine    string
 	json       bool
 	symbols    []string
 	debuginfod bool
 	verbose    bool
 
-	live *target.Live
+	target target.Target
 	// session is what is looked at; for "monitor" it is the gdb server's.
 	session  *session.Session
 	debugger *session.Debugger // only for "monitor"
@@ -157,7 +158,9 @@ a symbol; "$pc" and other registers of the chosen CPU work too.`,
 	c.SetErr(a.errOut)
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	f := c.PersistentFlags()
-	f.StringVarP(&a.targetSpec, "target", "t", "", "QEMU's PID or QMP socket (default: the only QEMU of this user)")
+	f.StringVarP(&a.targetSpec, "target", "t", "", "QEMU's PID or QMP socket (default: the only QEMU of this user), or a file: "+
+		"an ELF or kdump-compressed dump, a QEMU's memory")
+	f.StringVar(&a.layout, "layout", "", "where a memory file's bytes lie, if they do not say: q35, pc, microvm, flat; with ,below4g=SIZE")
 	f.StringVarP(&a.machine, "machine", "m", "", "machine: l1, vm0, vm1, ... (default: the only nested machine)")
 	f.BoolVar(&a.json, "json", false, "answer in JSON")
 	f.StringArrayVar(&a.symbols, "symbols", nil, "directory with debug information, searched first (repeatable)")
@@ -185,11 +188,11 @@ func (a *app) open(ctx context.Context) error {
 	}
 	// Most runs end before a collection pays: a cold look makes some 10 MB.
 	debug.SetGCPercent(lookGCPercent)
-	live, err := target.Open(ctx, a.targetSpec)
+	t, err := target.Recognise(ctx, a.targetSpec, target.Options{Layout: a.layout})
 	if err != nil {
 		return err
 	}
-	a.live, a.session = live, session.New(live)
+	a.target, a.session = t, session.New(t)
 	return nil
 }
 
@@ -215,11 +218,20 @@ func (a *app) lookAt(ctx context.Context) (*machine.Machine, error) {
 
 // close lets go of the target. For "monitor" it is the server's.
 func (a *app) close() {
-	if a.live != nil && a.debugger == nil {
-		if err := a.live.Close(); err != nil {
+	if a.target != nil && a.debugger == nil {
+		if err := a.target.Close(); err != nil {
 			fmt.Fprintf(a.errOut, "nestdbg: %v\n", err)
 		}
 	}
+}
+
+// live is the target as a QEMU that runs, for what only that can do.
+func (a *app) live() (*target.Live, error) {
+	if l, ok := a.target.(*target.Live); ok {
+		return l, nil
+	}
+	d := a.target.Describe()
+	return nil, fmt.Errorf("%w: %s (%s)", session.ErrDead, d.Path, d.Kind)
 }
 
 // show renders a report as the person wants it.

@@ -122,7 +122,11 @@ func (f *follower) run(ctx context.Context) error {
 // poll reads what is new.
 func (f *follower) poll(ctx context.Context) (linux.LogBatch, error) {
 	// Memory that is mapped outlives QEMU.
-	if pid := f.app.live.Info().PID; errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+	live, err := f.app.live()
+	if err != nil {
+		return linux.LogBatch{}, err
+	}
+	if pid := live.Info().PID; errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
 		return linux.LogBatch{}, fmt.Errorf("QEMU, process %d, has ended: %w", pid, session.ErrGone)
 	}
 	// Page tables of every stage may have changed since.
@@ -137,7 +141,6 @@ func (f *follower) poll(ctx context.Context) (linux.LogBatch, error) {
 	if !f.kernel.Runs(nil) {
 		return linux.LogBatch{}, fmt.Errorf("the kernel of %s is not where it was", f.machine.Name)
 	}
-	var err error
 	if f.log == nil {
 		if f.log, err = f.kernel.Log(); err != nil {
 			return linux.LogBatch{}, err

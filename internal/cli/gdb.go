@@ -46,7 +46,7 @@ func (a *app) gdb(ctx context.Context, program string, args []string) error {
 		return err
 	}
 	// gdb would say it in more words.
-	if err := a.live.CheckStub(ctx); err != nil {
+	if err := a.target.CheckStub(ctx); err != nil {
 		return err
 	}
 	l, clean, err := listener("", false)

@@ -35,16 +35,21 @@ func (a *app) statusCommand() *cobra.Command {
 }
 
 func (a *app) status(ctx context.Context) *report.Status {
-	info, ram := a.live.Info(), a.live.RAM()
-	q := report.QEMU{Version: info.Version, Accel: info.Accel, PID: info.PID, Machine: info.MachineType,
-		Name: info.Name, QMP: info.QMP.String()}
-	if !info.Stub.IsZero() {
-		q.Stub = info.Stub.String()
+	d := a.target.Describe()
+	ram := report.RAM{Source: d.Source, File: d.File, Size: d.Size}
+	var st *report.Status
+	if info := d.QEMU; info != nil {
+		q := &report.QEMU{Version: info.Version, Accel: info.Accel, PID: info.PID, Machine: info.MachineType,
+			Name: info.Name, QMP: info.QMP.String()}
+		if !info.Stub.IsZero() {
+			q.Stub = info.Stub.String()
+		}
+		st = report.NewStatus(a.session, q, ram)
+	} else {
+		st = report.NewStatus(a.session, nil, ram)
+		st.File = &report.File{Path: d.Path, Kind: d.Kind}
 	}
-	st := report.NewStatus(a.session, q, report.RAM{Source: ram.Source(), File: ram.File(), Size: ram.Size()})
-	for _, p := range a.live.Problems() {
-		st.Problems = append(st.Problems, string(p))
-	}
+	st.Problems = append(st.Problems, d.Problems...)
 	return st
 }
 
@@ -188,7 +193,7 @@ func (a *app) vtopCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			offset := a.live.RAM().FileOffset
+			offset := a.target.FileOffset
 			if at.physical {
 				return a.showVTop(report.NewPTop(m, mem.Phys(at.value), offset))
 			}

@@ -170,9 +170,13 @@ func (a *app) backtraces(ctx context.Context,
 	}
 	unwinder := k.Unwinder()
 	if a.debugger == nil && a.session.Running() {
+		live, err := a.live()
+		if err != nil {
+			return nil, err
+		}
 		a.session.AwaitQuiet(ctx)
 		var resume func() error
-		if resume, err = a.live.Pause(ctx); err != nil {
+		if resume, err = live.Pause(ctx); err != nil {
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, resume()) }() // whatever happened

@@ -22,7 +22,11 @@ type monitor struct {
 // Monitor implements gdbserver.Monitor.
 func (m *monitor) Monitor(ctx context.Context, pid, tid int, command string, out io.Writer) error {
 	if rest, ok := cutWord(command, "qemu"); ok {
-		text, err := m.app.live.HMP(ctx, rest)
+		live, err := m.app.live()
+		if err != nil {
+			return err
+		}
+		text, err := live.HMP(ctx, rest)
 		if err != nil {
 			return err
 		}
@@ -30,7 +34,7 @@ func (m *monitor) Monitor(ctx context.Context, pid, tid int, command string, out
 		return err
 	}
 	a := &app{in: strings.NewReader(""), out: out, errOut: out,
-		live: m.app.live, session: m.app.session, debugger: m.debugger, symbols: m.app.symbols}
+		target: m.app.target, session: m.app.session, debugger: m.debugger, symbols: m.app.symbols}
 	root := a.root()
 	a.thread = m.thread(pid, tid)
 	a.machine = a.thread.machine // the root command has set it to its default

@@ -103,7 +103,7 @@ const lastWords = 500 * time.Millisecond
 
 // waitEnd waits for the end of QEMU, or of ctx.
 func (a *app) waitEnd(ctx context.Context) error {
-	err := a.live.WaitEnd(ctx)
+	err := a.target.WaitEnd(ctx)
 	select {
 	case <-ctx.Done():
 	case <-time.After(lastWords):
@@ -126,7 +126,7 @@ func (a *app) serveClient(ctx context.Context, conn net.Conn, files *session.Fil
 		conn.Close()
 		return err
 	}
-	d := session.NewDebugger(a.session, a.live.OpenStub, a.log())
+	d := session.NewDebugger(a.session, a.target.OpenStub, a.log())
 	t := d.Target(files, &monitor{app: a, debugger: d})
 	return gdbserver.Serve(ctx, conn, t, gdbserver.Options{Log: a.log()})
 }

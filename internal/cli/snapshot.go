@@ -54,13 +54,17 @@ func (a *app) saveSnapshot(ctx context.Context, dir string, live bool) error {
 	if err := a.open(ctx); err != nil {
 		return err
 	}
+	running, err := a.live()
+	if err != nil {
+		return err
+	}
 	opt := target.SaveOptions{Live: live, Quiet: a.session.AwaitQuiet}
 	if isTerminal(os.Stderr) {
 		p := &percent{app: a, name: dir}
 		defer p.clear()
 		opt.Progress = p.show
 	}
-	m, err := a.live.Save(ctx, dir, opt)
+	m, err := running.Save(ctx, dir, opt)
 	if errors.Is(err, os.ErrExist) {
 		return usagef("%s exists; a snapshot is a new directory", dir)
 	}

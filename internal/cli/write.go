@@ -45,6 +45,9 @@ func (a *app) write(ctx context.Context, index int, where string, data []byte, y
 	if err != nil {
 		return err
 	}
+	if _, err := a.live(); err != nil {
+		return err
+	}
 	one, err := a.cpu(m, index)
 	if err != nil {
 		return err
@@ -59,7 +62,7 @@ func (a *app) write(ctx context.Context, index int, where string, data []byte, y
 	if a.debugger != nil {
 		return writeTo(ctx, a.debugger, m, one, at, data)
 	}
-	d := session.NewDebugger(a.session, a.live.OpenStub, a.log())
+	d := session.NewDebugger(a.session, a.target.OpenStub, a.log())
 	if err := d.Take(ctx); err != nil {
 		return err
 	}

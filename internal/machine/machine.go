@@ -39,6 +39,10 @@ type Machine struct {
 
 	// Evidence says what speaks for this machine being there, for people.
 	Evidence []string
+	// Mode is the paging mode, with the root of the kernel's own tables once that is
+	// known, for a machine whose CPUs do not tell: of a file without registers. Nil if
+	// the CPUs are to be believed.
+	Mode *arch.Registers
 	// ID is what the machine is known by although its tables move: the address
 	// of the hypervisor's own object, or of the lowest control block.
 	ID uint64
@@ -56,16 +60,17 @@ type spaceKey struct {
 type RunState int
 
 // The states of a CPU. Hosting means: its own code waits in the VM entry while
-// its guest runs.
+// its guest runs. Lost: it was there, and its registers went with it.
 const (
 	Running RunState = iota
 	Hosting
 	Parked
 	Halted
+	Lost
 )
 
 func (s RunState) String() string {
-	return [...]string{"running", "hosting", "parked", "halted"}[s]
+	return [...]string{"running", "hosting", "parked", "halted", "lost"}[s]
 }
 
 // CPU is a processor of one machine.
@@ -103,6 +108,9 @@ func stage1X86(r *arch.Registers) (*paging.Format, mem.Phys, error) {
 	var v [4]uint64
 	for i, name := range []string{"cr0", "cr3", "cr4", "efer"} {
 		x, ok := r.Get(name)
+		if !ok && name == "efer" {
+			x, ok = r.Get("efer_mode")
+		}
 		if !ok {
 			return nil, 0, fmt.Errorf("%w: %s", ErrNoState, name)
 		}
@@ -118,6 +126,9 @@ func stage1X86(r *arch.Registers) (*paging.Format, mem.Phys, error) {
 // Space is the virtual memory that c sees now.
 func (m *Machine) Space(c *CPU) (*paging.Space, error) {
 	f, root, err := m.stage1(c)
+	if err != nil && m.Mode != nil {
+		f, root, err = m.stage1(&CPU{Regs: m.Mode})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("address space of %s CPU %d: %w", m.Name, c.Index, err)
 	}
@@ -128,7 +139,11 @@ func (m *Machine) Space(c *CPU) (*paging.Space, error) {
 // root register), walked in the mode that the machine's CPUs are in.
 func (m *Machine) SpaceAt(root uint64) (*paging.Space, error) {
 	var err error
-	for _, c := range m.CPUs {
+	cpus := m.CPUs
+	if m.Mode != nil {
+		cpus = []*CPU{{Regs: m.Mode}}
+	}
+	for _, c := range cpus {
 		var f *paging.Format
 		if f, _, err = m.stage1(c); err == nil && len(f.IndexBits) > 0 {
 			return m.space(f, f.Root(root)), nil

@@ -37,6 +37,13 @@ type technology interface {
 	current(cpu *arch.Registers) (*paging.Format, mem.Phys, error)
 	// host returns the hypervisor's own state while its guest executes.
 	host(parent *machine.Machine, cpu *arch.Registers) (*arch.Registers, string, error)
+	// saved finds the hypervisor's own state of when it entered a control block: at the
+	// address at, or if that is 0 by searching, and says where it is.
+	saved(m *machine.Machine, control, at mem.Phys) (*arch.Registers, mem.Phys, error)
+	// enter gives registers that are a guest's the hidden state of a CPU that runs a
+	// control block. host is the hypervisor's own state, nil if that is not known, and
+	// save its address.
+	enter(m *machine.Machine, cpu *arch.Registers, control, save mem.Phys, host *arch.Registers) error
 	// entering returns the control block that the entry instruction at the CPU's
 	// program counter would enter.
 	entering(cpu *arch.Registers) (control mem.Phys, ok bool)
@@ -94,6 +101,7 @@ type candidate struct {
 	index    int // the hypervisor's number for this CPU, or -1
 	fromList bool
 	left     *arch.Registers       // of the CPU that left it and executed nothing since, or nil
+	source   string                // of block's registers, if a CPU executes it
 	fill     func(*arch.Registers) // adds registers that the hypervisor keeps elsewhere
 	evidence []string
 }
@@ -122,6 +130,7 @@ func (f *Finder) children(t *machine.Tower, m *machine.Machine, opt Options) {
 	problem := func(format string, args ...any) {
 		t.Problems = append(t.Problems, m.Name+": "+fmt.Sprintf(format, args...))
 	}
+	settle(m, opt, problem)
 	for _, tech := range technologies[m.Arch.Name] {
 		executing(m, tech, found, problem)
 		f.remembered(m, tech, found)
@@ -195,7 +204,7 @@ func executingCandidate(m *machine.Machine, tech technology, c *machine.CPU, at 
 		}
 	}
 	return &candidate{
-		tech: tech, at: at, on: c.On, halted: c.State == machine.Halted, index: -1,
+		tech: tech, at: at, source: c.Source, on: c.On, halted: c.State == machine.Halted, index: -1,
 		block:    controlBlock{regs: regs, second: format, root: root},
 		evidence: []string{fmt.Sprintf("CPU %d executes it now", c.Index)},
 	}, nil
@@ -341,7 +350,7 @@ func newCPU(position int, c *candidate, s *machine.SecondStage) *machine.CPU {
 		cpu.Index = c.index
 	}
 	if c.on >= 0 {
-		cpu.State, cpu.Source, cpu.Why = machine.Running, "device state", ""
+		cpu.State, cpu.Source, cpu.Why = machine.Running, c.source, ""
 		if c.halted {
 			cpu.State = machine.Halted
 		}

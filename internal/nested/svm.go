@@ -97,14 +97,25 @@ func (svmTechnology) parse(parent *machine.Machine, page []byte) (controlBlock, 
 // uses: that of its own mode (AMD APM Vol. 2, "Nested Paging": the nested
 // table is walked in the host's paging mode).
 func nptFormat(parent *machine.Machine) (*paging.Format, error) {
-	var err error
-	for _, c := range parent.CPUs {
-		var mode uint64
-		if mode, err = nptMode(c.Regs); err == nil {
-			return paging.NPTForMode(mode)
-		}
+	mode, err := hostMode(parent)
+	if err == nil {
+		return paging.NPTForMode(mode)
 	}
 	return nil, fmt.Errorf("mode of the hypervisor's paging: %w", err)
+}
+
+// hostMode is the mode of a hypervisor's own paging.
+func hostMode(parent *machine.Machine) (mode uint64, err error) {
+	if parent.Mode != nil {
+		return nptMode(parent.Mode)
+	}
+	err = machine.ErrNoState
+	for _, c := range parent.CPUs {
+		if mode, err = nptMode(c.Regs); err == nil {
+			return mode, nil
+		}
+	}
+	return 0, err
 }
 
 // Bits of QEMU's nested_pg_mode (target/i386/tcg/sysemu/excp_helper.c, 7.2).
@@ -119,6 +130,9 @@ const (
 func nptMode(r *arch.Registers) (uint64, error) {
 	cr4, ok4 := r.Get("cr4")
 	efer, okE := r.Get("efer")
+	if !okE {
+		efer, okE = r.Get("efer_mode")
+	}
 	if !ok4 || !okE {
 		return 0, fmt.Errorf("%w: cr4 and efer", machine.ErrNoState)
 	}

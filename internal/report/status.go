@@ -13,7 +13,8 @@ import (
 
 // Status is the tower as a whole.
 type Status struct {
-	QEMU     QEMU      `json:"qemu"`
+	QEMU     *QEMU     `json:"qemu"` // null if no QEMU runs; File is there instead
+	File     *File     `json:"file,omitempty"`
 	RAM      RAM       `json:"ram"`
 	Running  bool      `json:"running"`
 	Machines []Machine `json:"machines"`
@@ -30,6 +31,12 @@ type QEMU struct {
 	QMP     string `json:"qmp,omitempty"`
 	Stub    string `json:"stub,omitempty"`
 	State   string `json:"state,omitempty"`
+}
+
+// File is what is left of a machine.
+type File struct {
+	Path string `json:"path"`
+	Kind string `json:"kind"`
 }
 
 // RAM says where memory is read from.
@@ -88,7 +95,7 @@ type VCPU struct {
 }
 
 // NewStatus reports on the last look of a session.
-func NewStatus(s *session.Session, q QEMU, ram RAM) *Status {
+func NewStatus(s *session.Session, q *QEMU, ram RAM) *Status {
 	t := s.Tower()
 	st := &Status{QEMU: q, RAM: ram, Running: s.Running(), Problems: t.Problems}
 	for _, m := range t.Machines {
@@ -169,8 +176,12 @@ func (s *Status) Text(w io.Writer) {
 	if s.Running {
 		state = "running; what follows was true at one moment"
 	}
-	fmt.Fprintf(w, "QEMU %s, %s, PID %d: %s\n", s.QEMU.Version, s.QEMU.Accel, s.QEMU.PID, state)
-	fmt.Fprintf(w, "RAM %s, from %s\n", size(s.RAM.Size), s.RAM.Source)
+	if s.QEMU != nil {
+		fmt.Fprintf(w, "QEMU %s, %s, PID %d: %s\n", s.QEMU.Version, s.QEMU.Accel, s.QEMU.PID, state)
+		fmt.Fprintf(w, "RAM %s, from %s\n", size(s.RAM.Size), s.RAM.Source)
+	} else {
+		fmt.Fprintf(w, "%s: %s, with %s of memory\n", s.File.Path, s.File.Kind, size(s.RAM.Size))
+	}
 	for _, m := range s.Machines {
 		m.text(w)
 	}

@@ -84,14 +84,14 @@ func TestWalksAndMaps(t *testing.T) {
 	vm, _ := s.Machine("vm0")
 	golden(t, "maps-stage2", report.NewMaps(vm, vm.Second.Space, 2, mem.Range{Last: ^uint64(0)}, 2))
 	golden(t, "ptop-fault", report.NewPTop(vm, 0x7000000, offset))
-	golden(t, "status", report.NewStatus(s, report.QEMU{Version: "7.2.22", Accel: "tcg", PID: 42},
+	golden(t, "status", report.NewStatus(s, &report.QEMU{Version: "7.2.22", Accel: "tcg", PID: 42},
 		report.RAM{Source: "file", File: "/dev/shm/ram", Size: 5 << 30}))
 }
 
 // Scripts rely on these names.
 func TestPromisedFields(t *testing.T) {
 	s := tower(t)
-	st := report.NewStatus(s, report.QEMU{}, report.RAM{})
+	st := report.NewStatus(s, &report.QEMU{}, report.RAM{})
 	st.Machines[0].Kernel = &report.Kernel{}
 	m, _ := s.Machine("vm0")
 	space, err := m.Space(m.CPUs[0])

@@ -87,5 +87,13 @@ type Event struct {
 	Addr   uint64   // of the data, if a watchpoint
 }
 
+// Sourcer is a backend whose registers are not of QEMU's device state: it says where
+// they are from.
+type Sourcer interface{ CPUSource() string }
+
+// ErrDead is the class of what only a machine that lives can do: be written, run,
+// stop. A file cannot.
+var ErrDead = errors.New("a file cannot be written or resumed")
+
 // ErrGone is the class of "there is no machine any more".
 var ErrGone = errors.New("the machine is gone")

@@ -118,8 +118,12 @@ func (s *Session) peeked(cpus []*arch.Registers) *nested.Deliveries {
 // root is QEMU's machine with these registers.
 func (s *Session) root(cpus []*arch.Registers) *machine.Machine {
 	root := &machine.Machine{Name: "l1", Level: 1, Arch: s.backend.Arch(), Phys: s.backend.Memory()}
+	source := "device state"
+	if b, ok := s.backend.(Sourcer); ok {
+		source = b.CPUSource()
+	}
 	for i, r := range cpus {
-		c := &machine.CPU{Index: i, On: i, Regs: r, Source: "device state"}
+		c := &machine.CPU{Index: i, On: i, Regs: r, Source: source}
 		if halted, _ := r.Get("halted"); halted != 0 {
 			c.State = machine.Halted
 		}

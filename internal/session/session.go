@@ -37,6 +37,8 @@ type kernelResult struct {
 	fulls  int // of the search: what was not there is searched again after a full look only
 	kernel *linux.Kernel
 	err    error
+	// mode is the paging mode in which it was found, where the CPUs do not tell.
+	mode *arch.Registers
 	// hypervisor is set once the machine had guests.
 	hypervisor bool
 }
@@ -87,6 +89,9 @@ func (s *Session) look(ctx context.Context, effort Effort, running bool) (*machi
 	root := s.root(cpus)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if r := s.kernels[root.Name]; r != nil {
+		root.Mode = r.mode
+	}
 	opt := nested.Options{Scan: effort == Full}
 	switch effort {
 	case Quick:
@@ -188,8 +193,8 @@ func (s *Session) kernel(m *machine.Machine) (*linux.Kernel, error) {
 	if r := s.kernels[m.Name]; r != nil && (r.err != nil && r.fulls == s.fulls || r.err == nil && runs(r.kernel, m)) {
 		return r.kernel, r.err
 	}
-	k, err := linux.Find(source(m, live))
-	s.kernels[m.Name] = &kernelResult{fulls: s.fulls, kernel: k, err: err}
+	k, err := find(m, live)
+	s.kernels[m.Name] = &kernelResult{fulls: s.fulls, kernel: k, err: err, mode: m.Mode}
 	return k, err
 }
 

@@ -102,6 +102,8 @@ func (d *Debugger) doing(m *machine.Machine, c *machine.CPU) string {
 			return "parked after " + c.Why
 		}
 		return "parked"
+	case machine.Lost:
+		return "lost: " + c.Source
 	case machine.Halted:
 		return fmt.Sprintf("halted on L1 CPU %d", c.On)
 	}
@@ -151,7 +153,15 @@ func (t *target) WriteMemory(ctx context.Context, pid, tid int, addr uint64, p [
 	if err != nil {
 		return err
 	}
-	return t.writeThrough(ctx, m, v, p, addr)
+	return refused(t.writeThrough(ctx, m, v, p, addr))
+}
+
+// refused lets gdb's person read why a file cannot do what was asked.
+func refused(err error) error {
+	if errors.Is(err, ErrDead) {
+		return gdbserver.Refuse("%v", err)
+	}
+	return err
 }
 
 // WriteRegister implements gdbserver.RegisterWriter. Only what executes on a
@@ -170,14 +180,14 @@ func (t *target) WriteRegister(ctx context.Context, pid, tid, reg int, value []b
 			m.Name, c.Index, c.State)
 	}
 	if err := t.stub.WriteRegister(ctx, c.On, reg, value); err != nil {
-		return err
+		return refused(err)
 	}
 	return c.Regs.SetBytes(reg, value)
 }
 
 // Set implements gdbserver.Breaker.
 func (t *target) Set(ctx context.Context, pid int, kind gdbserver.BreakKind, addr uint64, size int) error {
-	return t.traps.add(ctx, t.stub, pid, Trap{TrapKind(kind), addr, size})
+	return refused(t.traps.add(ctx, t.stub, pid, Trap{TrapKind(kind), addr, size}))
 }
 
 // Clear implements gdbserver.Breaker.
@@ -201,7 +211,7 @@ func (t *target) Resume(ctx context.Context, actions []gdbserver.Action) (gdbser
 	before := t.Names()
 	stop, err := t.act(ctx, actions)
 	if err != nil {
-		return gdbserver.Stop{}, err
+		return gdbserver.Stop{}, refused(err)
 	}
 	effort := Full
 	if slices.ContainsFunc(actions, func(a gdbserver.Action) bool { return a.Step }) {

@@ -94,14 +94,3 @@ func (s *stub) Close(ctx context.Context, run bool) error {
 	}
 	return gone(s.CloseStopped(ctx))
 }
-
-// IsUsage reports whether an error of opening a target is for the person to
-// mend: another target to name, an option to start QEMU with, somebody who
-// holds a socket or owns it.
-func IsUsage(err error) bool {
-	var missing *qemu.MissingError
-	var busy *qemu.BusyError
-	var denied *qemu.PermissionError
-	return errors.Is(err, qemu.ErrNotFound) || errors.As(err, &missing) || errors.As(err, &busy) ||
-		errors.As(err, &denied)
-}

@@ -38,6 +38,8 @@ var allowed = map[string]string{
 	"symfile":   "mem arch orc btf",
 	"debugfile": "",
 	"snapshot":  "mem golang.org/x/sys/unix",
+	// The bytes of what dump understands: mapped, or read page by page.
+	"memfile": "mem arch dump golang.org/x/sys/unix",
 
 	"gdbserver": "mem arch rsp",
 	"qemu":      "mem arch rsp qmp vmstate golang.org/x/sys/unix",
@@ -50,7 +52,7 @@ var allowed = map[string]string{
 
 	"session": "mem arch machine nested linux kernelfile debugfile gdbserver",
 	// The one place that knows both QEMU and the session.
-	"target": "mem arch machine session qemu vmstate snapshot",
+	"target": "mem arch machine session qemu vmstate snapshot memfile",
 	"report": "mem arch machine paging nested linux session cexpr snapshot",
 	// debugfile: only the front end knows whether the person wants servers asked.
 	// kernelfile: "export" writes its files where the person says.

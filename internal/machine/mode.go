@@ -1,0 +1,55 @@
+package machine
+
+import "nestdbg/internal/arch"
+
+// kernelModes are, per architecture, the paging modes that a kernel may run in where
+// no CPU says which, likely ones first. A root has to be added.
+var kernelModes = map[string][]map[string]uint64{
+	arch.X86.Name: {x86Mode(1<<5 | 1<<12), x86Mode(1 << 5)}, // CR4.PAE, LA57
+}
+
+// x86Mode is long mode with no-execute, as every 64-bit kernel has it.
+func x86Mode(cr4 uint64) map[string]uint64 {
+	return map[string]uint64{"cr0": 1<<31 | 1, "cr3": 0, "cr4": cr4, "efer_mode": 1<<8 | 1<<10 | 1<<11}
+}
+
+// Modes are the values of Machine.Mode worth trying: those of its CPUs that are
+// known, then what else the architecture has.
+func (m *Machine) Modes() []*arch.Registers {
+	var out []*arch.Registers
+	formats := make(map[string]bool)
+	add := func(r *arch.Registers) {
+		f, _, err := m.stage1(&CPU{Regs: r})
+		if err == nil && len(f.IndexBits) > 0 && !formats[f.Name] {
+			formats[f.Name] = true
+			out = append(out, r)
+		}
+	}
+	for _, c := range m.CPUs {
+		mode := arch.NewRegisters(m.Arch)
+		for _, name := range modeRegs[m.Arch.Name] {
+			if v, ok := c.Regs.Get(name); ok {
+				mode.Set(name, v)
+			}
+		}
+		add(mode)
+	}
+	for _, values := range kernelModes[m.Arch.Name] {
+		mode := arch.NewRegisters(m.Arch)
+		for name, v := range values {
+			mode.Set(name, v)
+		}
+		add(mode)
+	}
+	return out
+}
+
+// modeRegs are what stage1 asks for, the root first.
+var modeRegs = map[string][]string{arch.X86.Name: {"cr3", "cr0", "cr4", "efer", "efer_mode"}}
+
+// SetRoot gives the mode of a machine without registers the kernel's own tables.
+func (m *Machine) SetRoot(root uint64) {
+	if m.Mode != nil {
+		m.Mode.Set(modeRegs[m.Arch.Name][0], root)
+	}
+}

@@ -1,0 +1,42 @@
+package session
+
+import (
+	"errors"
+
+	"nestdbg/internal/linux"
+	"nestdbg/internal/machine"
+)
+
+// find finds the kernel of a machine. Where its CPUs do not say which layer their
+// registers are of, as in a dump, or there are none, the paging mode is found with
+// the kernel, by trying, and kept as m.Mode.
+func find(m *machine.Machine, live *liveMachine) (*linux.Kernel, error) {
+	if m.Mode != nil || !layersUnknown(m) {
+		return linux.Find(source(m, live))
+	}
+	var errs []error
+	for _, mode := range m.Modes() {
+		m.Mode = mode
+		k, err := linux.Find(source(m, live))
+		if err == nil {
+			m.SetRoot(uint64(k.Root))
+			return k, nil
+		}
+		errs = append(errs, err)
+	}
+	m.Mode = nil
+	return nil, errors.Join(append(errs, linux.ErrNotFound)...)
+}
+
+// layersUnknown reports whether no CPU of QEMU's own machine says what it executes.
+func layersUnknown(m *machine.Machine) bool {
+	if m.Parent != nil {
+		return false
+	}
+	for _, c := range m.CPUs {
+		if _, ok := c.Regs.Get("guest_mode"); ok {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,91 @@
+package target
+
+import (
+	"context"
+	"fmt"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+	"nestdbg/internal/memfile"
+	"nestdbg/internal/session"
+)
+
+// Dead is what a file holds of a machine.
+type Dead struct{ file *memfile.File }
+
+func openFile(path string, opt Options) (*Dead, error) {
+	var o memfile.Options
+	if opt.Layout != "" {
+		l, err := memfile.ParseLayout(opt.Layout)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		o.Layout = l
+	}
+	f, err := memfile.Open(path, o)
+	if err != nil {
+		return nil, err
+	}
+	return &Dead{f}, nil
+}
+
+// Close implements Target.
+func (d *Dead) Close() error { return d.file.Close() }
+
+// Arch implements session.Backend.
+func (d *Dead) Arch() *arch.Arch { return d.file.Arch }
+
+// Memory implements session.Backend.
+func (d *Dead) Memory() machine.PhysMemory { return d.file }
+
+// Running implements session.Backend.
+func (d *Dead) Running(context.Context) (bool, error) { return false, nil }
+
+// CPUs implements session.Backend. The registers are those of the file, without what
+// QEMU keeps to itself.
+func (d *Dead) CPUs(context.Context) ([]*arch.Registers, error) {
+	var out []*arch.Registers
+	for _, r := range d.file.CPUs {
+		out = append(out, r.Clone())
+	}
+	return out, nil
+}
+
+// CPUSource implements session.Sourcer.
+func (d *Dead) CPUSource() string { return "notes of the " + d.file.Kind }
+
+// Describe implements Target.
+func (d *Dead) Describe() Description {
+	return Description{Kind: d.file.Kind, Path: d.file.Path, Source: d.file.Path, File: d.file.Path,
+		Size: d.file.Size(), Problems: d.file.Problems}
+}
+
+// FileOffset implements Target.
+func (d *Dead) FileOffset(a mem.Phys) (uint64, bool) { return d.file.FileOffset(a) }
+
+// CheckStub implements Target.
+func (d *Dead) CheckStub(context.Context) error { return nil }
+
+// WaitEnd implements Target: what is dead does not end.
+func (d *Dead) WaitEnd(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// OpenStub implements Target.
+func (d *Dead) OpenStub(context.Context) (session.Stub, error) {
+	return deadStub{fmt.Errorf("%w: %s (%s)", session.ErrDead, d.file.Path, d.file.Kind)}, nil
+}
+
+// deadStub refuses everything but to let go.
+type deadStub struct{ err error }
+
+func (s deadStub) WritePhys(context.Context, mem.Phys, []byte) error     { return s.err }
+func (s deadStub) WriteRegister(context.Context, int, int, []byte) error { return s.err }
+func (s deadStub) SetTrap(context.Context, session.Trap) error           { return s.err }
+func (s deadStub) ClearTrap(context.Context, session.Trap) error         { return nil }
+func (s deadStub) Resume(context.Context, session.Resumption) error      { return s.err }
+func (s deadStub) Wait(context.Context) (session.Event, error)           { return session.Event{}, s.err }
+func (s deadStub) Interrupt() error                                      { return nil }
+func (s deadStub) Close(context.Context, bool) error                     { return nil }
