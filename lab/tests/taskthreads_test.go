@@ -99,6 +99,10 @@ func checkTaskThreads(t *testing.T, l *lab.Lab, name string) {
 	}
 	leftOut := schedulerText(t, l, name)
 	ask(t, l, name, "exec (sh -c 'sh -c exit & exec sleep 100' > /dev/null 2>&1 &)") // a zombie
+	eventually(t, "a zombie and its parent, a sleep", commandLimit, func() bool {
+		tasks := ask(t, l, name, "tasks")
+		return strings.Contains(tasks, " Z ") && strings.Contains(tasks, " sleep")
+	})
 	names := guestTasks(t, l, name)
 	before := guestStacks(t, l, name, true)
 	transcript := runGDB(t, l, t.TempDir(), script)
