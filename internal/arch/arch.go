@@ -23,6 +23,7 @@ const (
 	System              // control registers, MSRs, descriptor tables
 	Float               // x87, SSE and their control words
 	Hidden              // known from the device state only, never shown to gdb
+	Implied             // what other registers of the CPU say of one that is not known; never shown
 )
 
 // Arch is one architecture. Values are shared and must not be changed.

@@ -3,8 +3,6 @@ package arch
 import (
 	"fmt"
 	"strings"
-
-	"golang.org/x/arch/x86/x86asm"
 )
 
 // X86 is x86-64. Its gdb registers are those of QEMU's own i386-64bit.xml, in
@@ -19,7 +17,9 @@ import (
 //	nested_cr3      root of the second stage the CPU runs on; known only in guest mode with NPT
 //	nested_pg_mode  paging mode of that root: 1 PAE, 2 LMA, 4 NXE, 8 PSE, 0x10 LA57
 //	halted          1 while the CPU waits in HLT
-//	efer_mode       EFER as far as the paging mode tells, where a dump has no EFER
+//
+// The implied efer_mode is EFER as far as the paging mode tells, where a dump has no
+// EFER.
 var X86 = newX86()
 
 func newX86() *Arch {
@@ -49,7 +49,8 @@ func newX86() *Arch {
 	add(System, 64, "gdtr_base idtr_base ldtr_base tr_base cs_base ss_base ds_base es_base")
 	add(System, 32, "gdtr_limit idtr_limit ldtr tr cpl")
 	add(System, 64, "dr0 dr1 dr2 dr3 dr6 dr7 star lstar cstar fmask sysenter_cs sysenter_esp sysenter_eip pat")
-	add(Hidden, 64, "hflags hflags2 guest_mode vm_hsave vm_vmcb nested_cr3 nested_pg_mode halted efer_mode")
+	add(Hidden, 64, "hflags hflags2 guest_mode vm_hsave vm_vmcb nested_cr3 nested_pg_mode halted")
+	add(Implied, 64, "efer_mode")
 	for i, r := range a.Regs {
 		switch r.Name {
 		case "rip":
@@ -136,18 +137,4 @@ func flagsXML(id string, size int, bits string) string {
 		fmt.Fprintf(&b, `<field name=%q start=%q end=%q/>`, f[i], f[i+1], f[i+1])
 	}
 	return b.String() + `</flags>`
-}
-
-func disassembleX86(code []byte, pc uint64, name func(uint64) string) (string, int, error) {
-	inst, err := x86asm.Decode(code, 64)
-	if err != nil {
-		return "", 0, fmt.Errorf("no instruction at %#x: %w", pc, err)
-	}
-	lookup := func(a uint64) (string, uint64) {
-		if name == nil {
-			return "", 0
-		}
-		return name(a), a
-	}
-	return x86asm.GNUSyntax(inst, pc, lookup), inst.Len, nil
 }

@@ -163,6 +163,10 @@ type reader func(p []byte, addr uint64) (int, error)
 
 func (r reader) ReadVirt(p []byte, a mem.Virt) (int, error) { return r(p, uint64(a)) }
 
+// badInstruction stands for a byte with which no known instruction begins, as in
+// gdb. What follows may be out of step.
+const badInstruction = "(bad)"
+
 func (e *Examiner) instructions(m *Memory, count int, addr uint64) {
 	if e.Arch.Disassemble == nil {
 		m.fault(errors.New("no disassembler for " + e.Arch.Name))
@@ -177,8 +181,7 @@ func (e *Examiner) instructions(m *Memory, count int, addr uint64) {
 		}
 		text, size, err := e.Arch.Disassemble(code[:n], addr, e.Symbol)
 		if err != nil {
-			m.fault(err)
-			return
+			text, size = badInstruction, 1
 		}
 		m.Lines = append(m.Lines, MemoryLine{
 			Addr: Hex(addr), Symbol: e.symbol(addr), Bytes: hex.EncodeToString(code[:size]), Values: []string{text},
