@@ -12,7 +12,10 @@ import (
 )
 
 // Dead is what a file holds of a machine.
-type Dead struct{ file *memfile.File }
+type Dead struct {
+	still
+	file *memfile.File
+}
 
 func openFile(path string, opt Options) (*Dead, error) {
 	var o memfile.Options
@@ -27,7 +30,7 @@ func openFile(path string, opt Options) (*Dead, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Dead{f}, nil
+	return &Dead{still{fmt.Sprintf("%s (%s)", f.Path, f.Kind)}, f}, nil
 }
 
 // Close implements Target.
@@ -38,9 +41,6 @@ func (d *Dead) Arch() *arch.Arch { return d.file.Arch }
 
 // Memory implements session.Backend.
 func (d *Dead) Memory() machine.PhysMemory { return d.file }
-
-// Running implements session.Backend.
-func (d *Dead) Running(context.Context) (bool, error) { return false, nil }
 
 // CPUs implements session.Backend. The registers are those of the file, without what
 // QEMU keeps to itself.
@@ -63,20 +63,6 @@ func (d *Dead) Describe() Description {
 
 // FileOffset implements Target.
 func (d *Dead) FileOffset(a mem.Phys) (uint64, bool) { return d.file.FileOffset(a) }
-
-// CheckStub implements Target.
-func (d *Dead) CheckStub(context.Context) error { return nil }
-
-// WaitEnd implements Target: what is dead does not end.
-func (d *Dead) WaitEnd(ctx context.Context) error {
-	<-ctx.Done()
-	return ctx.Err()
-}
-
-// OpenStub implements Target.
-func (d *Dead) OpenStub(context.Context) (session.Stub, error) {
-	return deadStub{fmt.Errorf("%w: %s (%s)", session.ErrDead, d.file.Path, d.file.Kind)}, nil
-}
 
 // deadStub refuses everything but to let go.
 type deadStub struct{ err error }

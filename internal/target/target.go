@@ -10,6 +10,7 @@ import (
 	"nestdbg/internal/memfile"
 	"nestdbg/internal/qemu"
 	"nestdbg/internal/session"
+	"nestdbg/internal/snapshot"
 )
 
 // Target is what a person named, open: a QEMU that runs, or a file in which a machine
@@ -50,9 +51,13 @@ type Options struct {
 }
 
 // Recognise opens what spec names, by what it is: the one place where that is
-// decided. A file is known by its content; what is no file is a QEMU.
+// decided. A file is known by its content, a directory is a snapshot, and anything
+// else is a QEMU.
 func Recognise(ctx context.Context, spec string, opt Options) (Target, error) {
 	st, err := os.Stat(spec)
+	if spec != "" && err == nil && st.IsDir() && opt.Layout == "" {
+		return openDirectory(spec)
+	}
 	if spec == "" || err != nil || !st.Mode().IsRegular() {
 		if opt.Layout != "" {
 			return nil, usageError{fmt.Errorf("--layout is for a memory file; %s is none", describeSpec(spec))}
@@ -60,6 +65,18 @@ func Recognise(ctx context.Context, spec string, opt Options) (Target, error) {
 		return Open(ctx, spec)
 	}
 	return openFile(spec, opt)
+}
+
+// openDirectory opens a directory, which is a snapshot.
+func openDirectory(dir string) (Target, error) {
+	k, err := openSnapshot(dir)
+	if errors.Is(err, snapshot.ErrNone) {
+		return nil, usageError{err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return k, nil
 }
 
 func describeSpec(spec string) string {
