@@ -5,6 +5,7 @@
 package memfile
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -85,6 +86,8 @@ func Open(path string, opt Options) (_ *File, err error) {
 	switch {
 	case dump.IsELF(head):
 		return f, f.openELF()
+	case dump.IsFlat(head), dump.IsKdump(head):
+		return f, f.openKdump()
 	default:
 		return f, f.openRaw(opt.Layout)
 	}
@@ -125,12 +128,9 @@ func (f *File) SlicePhys(a mem.Phys, max int) []byte { return f.memory.SlicePhys
 // FileOffset tells where in the file the byte at a lies, if it lies there as it is.
 func (f *File) FileOffset(a mem.Phys) (uint64, bool) { return f.memory.FileOffset(a) }
 
-// ReadAt implements io.ReaderAt on the file as it is.
-func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.file.ReadAt(p, off) }
-
 // openELF opens a core with physical memory.
 func (f *File) openELF() error {
-	e, err := dump.ReadELF(f, f.size)
+	e, err := dump.ReadELF(bytes.NewReader(f.data), f.size)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package nested
 
 import (
 	"fmt"
+	"slices"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/linux"
@@ -62,6 +63,7 @@ func listedCPU(m *machine.Machine, k *linux.Kernel, found map[mem.Phys]*candidat
 	found[at] = c
 	c.vm, c.index, c.fromList = uint64(vm.Addr), v.ID, true
 	c.evidence = append(c.evidence, fmt.Sprintf("vCPU %d of struct kvm at %#x, VMM %s (PID %d)", v.ID, vm.Addr, vm.Comm, vm.PID))
+	c.entered = v.Mode != linux.VCPUOutside && !slices.ContainsFunc(m.CPUs, func(c *machine.CPU) bool { return c.On >= 0 })
 	switch {
 	case v.Mode == linux.VCPUOutside:
 		c.fill = func(r *arch.Registers) { takeOver(r, v.Regs) }

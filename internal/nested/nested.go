@@ -100,6 +100,7 @@ type candidate struct {
 	vm       uint64
 	index    int // the hypervisor's number for this CPU, or -1
 	fromList bool
+	entered  bool                  // the hypervisor says that a CPU was in it, and of no CPU are there registers
 	left     *arch.Registers       // of the CPU that left it and executed nothing since, or nil
 	source   string                // of block's registers, if a CPU executes it
 	fill     func(*arch.Registers) // adds registers that the hypervisor keeps elsewhere
@@ -357,6 +358,9 @@ func newCPU(position int, c *candidate, s *machine.SecondStage) *machine.CPU {
 	} else if c.fill != nil {
 		c.fill(cpu.Regs)
 		cpu.Source += " and the hypervisor's own copy"
+	}
+	if c.entered && c.on < 0 {
+		cpu.Why += ", and entered again: the registers are those of before"
 	}
 	return cpu
 }

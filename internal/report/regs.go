@@ -36,7 +36,7 @@ func NewRegisters(m *machine.Machine, cpus []*machine.CPU, all bool) *Registers 
 	for _, c := range cpus {
 		x := CPURegisters{Index: c.Index, State: c.State.String(), Source: c.Source, Registers: make(map[string]*Word)}
 		for i, reg := range m.Arch.Regs {
-			if reg.Kind == arch.Float && !all {
+			if reg.Kind == arch.Float && !all || reg.Kind == arch.Implied {
 				continue
 			}
 			x.order = append(x.order, reg)

@@ -1,0 +1,87 @@
+package dump
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/snappy"
+	"github.com/klauspost/compress/zlib"
+	"github.com/klauspost/compress/zstd"
+)
+
+// unpacker undoes the compression of pages. Its zero value is ready, and safe for
+// concurrent use.
+type unpacker struct {
+	zlibs sync.Pool // of io.ReadCloser that are zlib.Resetter
+
+	once sync.Once
+	zstd *zstd.Decoder // nil if err
+	err  error
+}
+
+// unpack returns the size bytes that b was made of, by the flags of a descriptor.
+func (u *unpacker) unpack(b []byte, flags uint32, size int) (page []byte, err error) {
+	const methods = pageZlib | pageLZO | pageSnappy | pageZstd
+	switch flags & methods {
+	case 0:
+		page = b
+	case pageZlib:
+		page, err = u.inflate(b, size)
+	case pageLZO:
+		page, err = lzoDecompress(b, size)
+	case pageSnappy:
+		if n, e := snappy.DecodedLen(b); e != nil || n != size {
+			return nil, fmt.Errorf("snappy data of a page of %d bytes, not %d (%v): %w", n, size, e, ErrCorrupt)
+		}
+		page, err = snappy.Decode(nil, b)
+	case pageZstd:
+		page, err = u.decode(b, size)
+	default:
+		return nil, fmt.Errorf("compressed by the method %#x: %w", flags, ErrUnsupported)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if len(page) != size {
+		return nil, fmt.Errorf("a page of %d bytes instead of %d: %w", len(page), size, ErrCorrupt)
+	}
+	return page, nil
+}
+
+func (u *unpacker) inflate(b []byte, size int) ([]byte, error) {
+	in := bytes.NewReader(b)
+	var err error
+	z, _ := u.zlibs.Get().(io.ReadCloser)
+	if z == nil {
+		z, err = zlib.NewReader(in)
+	} else {
+		err = z.(zlib.Resetter).Reset(in, nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer u.zlibs.Put(z)
+	page := make([]byte, size)
+	if n, err := io.ReadFull(z, page); err != nil {
+		return nil, fmt.Errorf("after %d bytes: %w", n, err)
+	}
+	// The end, with its checksum.
+	var more [1]byte
+	if n, err := z.Read(more[:]); n != 0 || err != io.EOF {
+		return nil, fmt.Errorf("no end after %d bytes: %v", size, err)
+	}
+	return page, nil
+}
+
+func (u *unpacker) decode(b []byte, size int) ([]byte, error) {
+	u.once.Do(func() {
+		const windowLimit = 1 << 20 // pages are small; a header may claim anything
+		u.zstd, u.err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(windowLimit))
+	})
+	if u.err != nil {
+		return nil, u.err
+	}
+	return u.zstd.DecodeAll(b, make([]byte, 0, size))
+}
