@@ -17,6 +17,8 @@ var (
 	// ErrCorrupt means that QEMU said something that this package does not
 	// understand; the connection it came over is closed.
 	ErrCorrupt = errors.New("unexpected answer from QEMU")
+	// ErrHung means that QEMU lives and does not do what it accepted.
+	ErrHung = errors.New("QEMU hangs")
 )
 
 // AmbiguousError means that there are several QEMU to choose from.

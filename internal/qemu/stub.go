@@ -1,10 +1,12 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"nestdbg/internal/mem"
 	"nestdbg/internal/rsp"
@@ -18,9 +20,10 @@ import (
 // CPUs are numbered from 0. Breakpoints, steps and registers are of whatever layer
 // a CPU is in.
 type Stub struct {
-	c       stubConn
-	machine *Machine
-	cleanup func(context.Context) error // closes a stub that we opened
+	c        stubConn
+	machine  *Machine
+	cleanup  func(context.Context) error // closes a stub that we opened
+	patience time.Duration               // for a stop at the end; 0: stopPatience
 
 	threads []rsp.ThreadID // by CPU
 	current int            // the CPU that g, p and P are about, -1 if not told yet
@@ -169,7 +172,7 @@ func (s *Stub) CloseStopped(ctx context.Context) error { return s.leave(ctx, fal
 // everything that was set through it, so another is opened to take that back.
 func (s *Stub) leave(ctx context.Context, run bool) error {
 	err := s.finish(ctx, s.letGo(ctx, run))
-	if err == nil || errors.Is(err, ErrGone) || ctx.Err() != nil {
+	if err == nil || errors.Is(err, ErrGone) || errors.Is(err, ErrHung) || ctx.Err() != nil {
 		return err
 	}
 	again, openErr := s.machine.OpenStub(ctx)
@@ -191,13 +194,23 @@ func (s *Stub) letGo(ctx context.Context, run bool) error {
 	return s.c.command(ctx, "D;%x", s.threads[0].PID)
 }
 
+// stopPatience bounds the wait for a stop that nobody but us waits for. QEMU's
+// emulation can lose a request to stop, and all that comes after it.
+const stopPatience = 10 * time.Second
+
 // tidy stops the machine and takes back what outlives the connection.
 func (s *Stub) tidy(ctx context.Context) error {
 	if s.running {
 		if err := s.Interrupt(); err != nil {
 			return err
 		}
-		if _, err := s.Wait(ctx); err != nil {
+		patience := cmp.Or(s.patience, stopPatience)
+		bounded, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		if _, err := s.Wait(bounded); bounded.Err() != nil && ctx.Err() == nil {
+			return fmt.Errorf("%w: told to stop its machine, it did not within %v; "+
+				"its breakpoints stay until it is restarted", ErrHung, patience)
+		} else if err != nil {
 			return err
 		}
 	}

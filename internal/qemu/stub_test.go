@@ -311,6 +311,21 @@ func TestStops(t *testing.T) {
 	}
 }
 
+// TestStubOfAHungQEMU: a machine that is told to stop and does not is let go of
+// after a while, with the reason.
+func TestStubOfAHungQEMU(t *testing.T) {
+	s := newFakeStub(t, nil)
+	handshake(t, s)
+	s.running, s.patience = true, 50*time.Millisecond // the fake does not know interrupts
+	begin := time.Now()
+	if err := s.Detach(t.Context()); !errors.Is(err, ErrHung) {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(begin); took < s.patience || took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
 func TestVCont(t *testing.T) {
 	s := &Stub{}
 	for i := range 12 {
