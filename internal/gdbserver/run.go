@@ -2,7 +2,9 @@ package gdbserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 
 	"nestdbg/internal/rsp"
@@ -71,7 +73,11 @@ func (e *Engine) Stopped(ctx context.Context, r Result) (out []byte) {
 	}
 	if r.err != nil {
 		// gdb shows the text and takes the thread as stopped.
-		e.log.Warn("gdb: running failed", "error", r.err)
+		level := slog.LevelWarn
+		if _, refused := errors.AsType[refusal](r.err); refused {
+			level = slog.LevelDebug
+		}
+		e.log.Log(ctx, level, "gdb: running failed", "error", r.err)
 		e.run.active = false
 		e.send(textReply(r.err.Error()))
 		return e.out

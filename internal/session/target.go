@@ -103,7 +103,7 @@ func (d *Debugger) doing(m *machine.Machine, c *machine.CPU) string {
 		}
 		return "parked"
 	case machine.Lost:
-		return "lost: " + c.Source
+		return "lost: " + c.Source + "; the pc is none"
 	case machine.Halted:
 		return fmt.Sprintf("halted on L1 CPU %d", c.On)
 	}
@@ -122,7 +122,13 @@ func (t *target) Registers(_ context.Context, pid, tid int) (*arch.Registers, er
 	if err != nil {
 		return nil, err
 	}
-	return c.Regs.Clone(), nil
+	regs := c.Regs.Clone()
+	if _, known := regs.PC(); !known && c.State == machine.Lost {
+		// gdb 13 gives up on a machine whose thread has no program counter. This one
+		// leads nowhere, and doing says what it is.
+		regs.Set(regs.Arch().Regs[regs.Arch().PC].Name, ^uint64(0))
+	}
+	return regs, nil
 }
 
 // ReadMemory implements gdbserver.Core.
