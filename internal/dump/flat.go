@@ -93,7 +93,10 @@ func ReadFlat(r io.ReaderAt, size uint64) (*Flat, error) {
 		}
 		at = p.at + p.size
 	}
-	return f, f.sort(all)
+	if err := f.sort(all); err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 // sort tells pieces from what was written over them.

@@ -121,7 +121,10 @@ func ReadKdump(r io.ReaderAt, size uint64) (*Kdump, error) {
 	if err != nil {
 		return nil, err
 	}
-	return k, k.readBitmaps(head, pages)
+	if err := k.readBitmaps(head, pages); err != nil {
+		return nil, err
+	}
+	return k, nil
 }
 
 // readSubHeader reads what the sub header leads to, and returns the number of pages.
