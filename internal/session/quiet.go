@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"runtime"
 	"time"
 
 	"nestdbg/internal/arch"
@@ -40,6 +39,9 @@ const (
 	// quietLimit bounds the wait for the end of a delivery. A guest that computes
 	// has a tick in that time, and with it an exit.
 	quietLimit = 50 * time.Millisecond
+	// glance is the time between two looks. Whoever looks without a pause takes a
+	// processor from the machine and from QEMU, which has to act soon afterwards.
+	glance = 20 * time.Microsecond
 	// peeks bounds how often the CPUs are asked until one is outside its guest,
 	// and peekPause is the time between.
 	peeks     = 4
@@ -55,7 +57,7 @@ func (s *Session) AwaitQuiet(ctx context.Context) {
 		return
 	}
 	begin := time.Now()
-	for pending := false; ; runtime.Gosched() {
+	for pending := false; ; time.Sleep(glance) {
 		now := d.Pending()
 		if pending && !now {
 			return

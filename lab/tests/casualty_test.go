@@ -1,11 +1,15 @@
 package tests
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,17 +28,40 @@ const pingLimit = 20 * time.Second
 // lastWords tells a guest's end in the text of its console.
 var lastWords = regexp.MustCompile(`Kernel panic - not syncing: .*|BUG: .*|Oops: .*|KVM internal error.*`)
 
-// casualty says which guest of a lab is dead and how it shows; empty if all live.
-// A guest that is not asked is known by its console alone.
-func casualty(t testing.TB, l *lab.Lab, ask bool) string {
+// deadByWord is what a guest of a lab said at its end; empty if all live, or ended
+// without a word.
+func deadByWord(l *lab.Lab) string {
 	for _, m := range l.Machines {
 		text, _ := os.ReadFile(m.Log)
 		if words := lastWords.Find(text); words != nil {
-			return fmt.Sprintf("%s says %q", m.Name, words)
+			return fmt.Sprintf("%s says %q", m.Name, bytes.TrimSpace(words))
 		}
 	}
-	if !ask {
-		return ""
+	return ""
+}
+
+// hangs reports whether the lab's QEMU is there and does not even greet who comes
+// to its QMP socket: it waits for a CPU that it told to stop (session.Peeker). By
+// now nobody else holds the socket.
+func hangs(l *lab.Lab) bool {
+	conn, err := net.Dial("unix", l.QMPPath)
+	if err != nil {
+		return errors.Is(err, syscall.EAGAIN) // its queue of one is full
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(pingLimit))
+	_, err = conn.Read(make([]byte, 1))
+	return errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// casualty says which guest of a lab is dead and how it shows; empty if all live.
+// A guest that is not asked is known by its console alone.
+func casualty(t testing.TB, l *lab.Lab, ask bool) string {
+	if why := deadByWord(l); why != "" || !ask {
+		return why
+	}
+	if hangs(l) {
+		return "QEMU hangs"
 	}
 	// A machine that somebody left standing is silent too, and that is no accident.
 	if runState(t, l) != "running" {
