@@ -28,7 +28,7 @@ func (a *app) exportCommand() *cobra.Command {
 			return c.Help()
 		},
 	}
-	c.AddCommand(a.exportVmlinuxCommand())
+	c.AddCommand(a.exportVmlinuxCommand(), a.exportVmcoreCommand())
 	return c
 }
 

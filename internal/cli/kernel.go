@@ -169,23 +169,13 @@ func (a *app) backtraces(ctx context.Context,
 		return nil, err
 	}
 	unwinder := k.Unwinder()
-	if a.debugger == nil && a.session.Running() {
-		live, err := a.live()
-		if err != nil {
-			return nil, err
-		}
-		a.session.AwaitQuiet(ctx)
-		var resume func() error
-		if resume, err = live.Pause(ctx); err != nil {
-			return nil, err
-		}
-		defer func() { err = errors.Join(err, resume()) }() // whatever happened
-		if _, err := a.session.Look(ctx, session.Quick); err != nil {
-			return nil, err
-		}
-		if m, err = a.session.Machine(m.Name); err != nil {
-			return nil, err
-		}
+	standing, resume, err := a.standing(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, resume()) }()
+	if standing != m {
+		m = standing
 		again, err := a.session.Kernel(m)
 		if err != nil {
 			return nil, err
@@ -199,4 +189,28 @@ func (a *app) backtraces(ctx context.Context,
 		return nil, err
 	}
 	return b.Report(), nil
+}
+
+// standing is m while everything stands still, until resume is called: m itself if
+// it stands already, or m as it is once a machine that runs was stopped.
+func (a *app) standing(ctx context.Context, m *machine.Machine) (still *machine.Machine, resume func() error, err error) {
+	nothing := func() error { return nil }
+	if a.debugger != nil || !a.session.Running() {
+		return m, nothing, nil
+	}
+	live, err := a.live()
+	if err != nil {
+		return nil, nothing, err
+	}
+	a.session.AwaitQuiet(ctx)
+	if resume, err = live.Pause(ctx); err != nil {
+		return nil, nothing, err
+	}
+	if _, err = a.session.Look(ctx, session.Quick); err == nil {
+		still, err = a.session.Machine(m.Name)
+	}
+	if err != nil {
+		return nil, nothing, errors.Join(err, resume())
+	}
+	return still, resume, nil
 }

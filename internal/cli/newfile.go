@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -19,28 +20,99 @@ import (
 // goes wrong before, an end of ctx too, leaves no trace. A file that is there is
 // replaced only with force, and never something that is no file.
 func writeFile(ctx context.Context, path string, force bool, write func(io.Writer) error) (size int64, err error) {
-	if err := checkFree(path, force); err != nil {
+	err = makeFile(path, force, func(f *os.File) error {
+		counted := &countingWriter{ctx: ctx, w: f}
+		buffered := bufio.NewWriterSize(counted, 1<<20)
+		err := errors.Join(write(buffered), buffered.Flush())
+		size = counted.size
+		return err
+	})
+	if err != nil {
 		return 0, err
+	}
+	return size, nil
+}
+
+// writeSparseFile is writeFile for large files: pages of zeros become holes. stored
+// is what is not in a hole.
+func writeSparseFile(ctx context.Context, path string, force bool, write func(io.Writer) error) (size, stored int64, err error) {
+	err = makeFile(path, force, func(f *os.File) error {
+		sparse := &sparseWriter{file: f}
+		counted := &countingWriter{ctx: ctx, w: sparse}
+		if err := write(counted); err != nil {
+			return err
+		}
+		size, stored = counted.size, sparse.stored
+		return f.Truncate(counted.size)
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	return size, stored, nil
+}
+
+// sparseWriter writes a file without its pages of zeros.
+type sparseWriter struct {
+	file   *os.File
+	at     int64
+	stored int64
+}
+
+// sparsePage is the granule of holes in files.
+const sparsePage = 4096
+
+func (s *sparseWriter) Write(p []byte) (int, error) {
+	done := 0
+	for done < len(p) {
+		// A run of pages that are all zero, or none of which is.
+		end, zero := done, false
+		for first := true; end < len(p); first = false {
+			next := min(len(p), end+sparsePage-int((s.at+int64(end-done))%sparsePage))
+			z := isZero(p[end:next])
+			if first {
+				zero = z
+			}
+			if z != zero {
+				break
+			}
+			end = next
+		}
+		if !zero {
+			n, err := s.file.WriteAt(p[done:end], s.at)
+			s.stored += int64(n)
+			if err != nil {
+				return done + n, err
+			}
+		}
+		s.at += int64(end - done)
+		done = end
+	}
+	return done, nil
+}
+
+var zeros [sparsePage]byte
+
+func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
+
+// makeFile makes a file that fill fills, as a whole or not at all.
+func makeFile(path string, force bool, fill func(*os.File) error) (err error) {
+	if err := checkFree(path, force); err != nil {
+		return err
 	}
 	f, err := os.OpenFile(filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+rand.Text()),
 		os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer func() {
 		if err != nil {
 			os.Remove(f.Name())
 		}
 	}()
-	counted := &countingWriter{ctx: ctx, w: f}
-	buffered := bufio.NewWriterSize(counted, 1<<20)
-	if err := errors.Join(write(buffered), buffered.Flush(), f.Sync(), f.Close()); err != nil {
-		return 0, fmt.Errorf("write %s: %w", path, err)
+	if err := errors.Join(fill(f), f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
 	}
-	if err := moveTo(f.Name(), path, force); err != nil {
-		return 0, err
-	}
-	return counted.size, nil
+	return moveTo(f.Name(), path, force)
 }
 
 // checkFree refuses early what moveTo would refuse after the work.

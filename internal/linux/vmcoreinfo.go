@@ -3,6 +3,8 @@ package linux
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -53,6 +55,19 @@ func ParseVMCoreInfo(text []byte) (VMCoreInfo, error) {
 		return nil, fmt.Errorf("VMCOREINFO: empty OSRELEASE: %w", ErrCorrupt)
 	}
 	return info, nil
+}
+
+// Text is the kernel's text again; the lines but the first are in order of their keys.
+func (i VMCoreInfo) Text() []byte {
+	const first = "OSRELEASE"
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s=%s\n", first, i[first])
+	for _, key := range slices.Sorted(maps.Keys(i)) {
+		if key != first {
+			fmt.Fprintf(&b, "%s=%s\n", key, i[key])
+		}
+	}
+	return b.Bytes()
 }
 
 func printable(b []byte) bool {

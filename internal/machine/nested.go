@@ -1,7 +1,9 @@
 package machine
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"sync"
 
 	"nestdbg/internal/mem"
@@ -136,6 +138,64 @@ func (n *NestedMemory) PhysRanges() []mem.Range {
 		}
 	})
 	return n.ranges
+}
+
+// Readable are the pages of m's physical memory that can be read now, merged: what
+// the second stage maps, and what the second road adds to it.
+func (m *Machine) Readable() []mem.Range {
+	out := m.Phys.PhysRanges()
+	n, ok := m.Phys.(*NestedMemory)
+	if !ok || n.road == nil {
+		return out
+	}
+	mapped := slices.Clone(out)
+	for _, s := range n.road.Slots {
+		out = append(out, n.beside(mapped, s)...)
+	}
+	slices.SortFunc(out, func(a, b mem.Range) int { return cmp.Compare(a.First, b.First) })
+	merged := out[:0:0]
+	for _, r := range out {
+		if k := len(merged); k > 0 && merged[k-1].Last+1 == r.First {
+			merged[k-1].Last = r.Last
+		} else {
+			merged = append(merged, r)
+		}
+	}
+	return merged
+}
+
+// maxBeside bounds the pages of one slot that are looked for: 1 TiB of it.
+const maxBeside = 1 << 28
+
+// beside are the pages of a slot that are not mapped, and which the road leads to.
+func (n *NestedMemory) beside(mapped []mem.Range, s Slot) []mem.Range {
+	var out []mem.Range
+	last := s.Base + mem.Phys(s.Size-1)
+	for a, count := s.Base, 0; a <= last && a >= s.Base && count < maxBeside; count++ {
+		i, inside := slices.BinarySearchFunc(mapped, uint64(a), func(r mem.Range, at uint64) int {
+			if r.Contains(at) {
+				return 0
+			}
+			return cmp.Compare(r.First, at)
+		})
+		if inside {
+			a = mem.Phys(mapped[i].Last + 1)
+			if a == 0 {
+				break
+			}
+			continue
+		}
+		const page = 4096
+		if _, _, err := n.aside(a); err == nil {
+			if k := len(out); k > 0 && out[k-1].Last+1 == uint64(a) {
+				out[k-1].Last += page
+			} else {
+				out = append(out, mem.Range{First: uint64(a), Last: uint64(a) + page - 1})
+			}
+		}
+		a += page
+	}
+	return out
 }
 
 // Tower is every machine that was found, parents before their children.

@@ -2,6 +2,7 @@ package machine_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"nestdbg/internal/arch"
@@ -105,5 +106,16 @@ func TestToParentToWrite(t *testing.T) {
 		if pa, _, err := vm.ToParentToWrite(at); !errors.Is(err, mem.ErrFault) {
 			t.Errorf("%#x: %#x, %v", at, pa, err)
 		}
+	}
+}
+
+// What can be read is what either road leads to.
+func TestReadable(t *testing.T) {
+	parent, vm, _ := roadWorld()
+	if got, want := vm.Readable(), []mem.Range{{First: 0, Last: 0x1fff}, {First: 0x3000, Last: 0x4fff}}; !slices.Equal(got, want) {
+		t.Errorf("%x, want %x", got, want)
+	}
+	if got := parent.Readable(); len(got) != 1 || got[0].Last != 0xfffff {
+		t.Errorf("%x", got)
 	}
 }

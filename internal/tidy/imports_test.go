@@ -58,7 +58,7 @@ var allowed = map[string]string{
 	"report": "mem arch machine paging nested linux session cexpr snapshot",
 	// debugfile: only the front end knows whether the person wants servers asked.
 	// kernelfile: "export" writes its files where the person says.
-	"cli": "mem machine paging linux cexpr kernelfile debugfile gdbserver session target report snapshot lab lab/agent " +
+	"cli": "mem machine paging linux cexpr kernelfile debugfile dump gdbserver session target report snapshot lab lab/agent " +
 		"github.com/spf13/cobra golang.org/x/sys/unix",
 	"cmd/nestdbg": "cli",
 

@@ -1,0 +1,255 @@
+package dump
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/mem"
+)
+
+// Core is what is written as an ELF core: the form of QEMU's dump-guest-memory,
+// which crash, drgn, gdb and makedumpfile read.
+type Core struct {
+	Arch *arch.Arch
+	CPUs []*arch.Registers
+	// VMCoreInfo is the kernel's own text about itself, nil if it has none.
+	VMCoreInfo []byte
+	// Ranges is the memory, ascending, of whole pages.
+	Ranges []mem.Range
+	Memory mem.PhysReader
+	// Direct is where the kernel has all physical memory, and Image where it runs; 0
+	// and nil if not known. drgn needs both to begin with.
+	Direct mem.Virt
+	Image  *Image
+}
+
+// Image is where the kernel's own text and data are.
+type Image struct {
+	Virt mem.Virt
+	Phys mem.Range
+}
+
+// maxSegments is what e_phnum can count.
+const maxSegments = headersElse - 1
+
+// ErrTooManyRanges says that memory is in more pieces than the format can have.
+var ErrTooManyRanges = errors.New("memory is in more pieces than an ELF file can have")
+
+// Size is the size of the file in bytes.
+func (c *Core) Size() int64 {
+	size := int64(c.dataOffset())
+	for _, r := range c.Ranges {
+		size += int64(r.Size())
+	}
+	return size
+}
+
+// dataOffset is where memory begins, at a page of the file.
+func (c *Core) dataOffset() uint64 {
+	head := uint64(elfHeaderSize + progHeaderSize*(1+len(c.loads(0))) + len(c.notes()))
+	return (head + pageSize - 1) &^ (pageSize - 1)
+}
+
+// Write writes the file from its beginning to its end. Memory that cannot be read
+// any more is written as zeros, and told as a problem: the file's form has no word
+// for it.
+func (c *Core) Write(w io.Writer) (problems []string, err error) {
+	if c.Arch != arch.X86 {
+		return nil, fmt.Errorf("an ELF core of %s: %w", c.Arch.Name, ErrUnsupported)
+	}
+	if len(c.loads(0))+1 > maxSegments {
+		return nil, fmt.Errorf("%w: %d", ErrTooManyRanges, len(c.Ranges))
+	}
+	for i, r := range c.CPUs {
+		if missing := missingRegisters(r); len(missing) > 0 {
+			problems = append(problems, fmt.Sprintf("CPU %d: %s and others are not known, and zero in the file", i, missing[0]))
+		}
+	}
+	if _, err := w.Write(c.head()); err != nil {
+		return problems, err
+	}
+	buf := make([]byte, 1<<20)
+	unread := uint64(0)
+	for _, r := range c.Ranges {
+		for at := r.First; ; {
+			b := buf[:min(uint64(len(buf)), r.Last-at+1)]
+			lost := c.readPages(b, mem.Phys(at))
+			unread += lost
+			if _, err := w.Write(b); err != nil {
+				return problems, err
+			}
+			if at += uint64(len(b)); at-1 == r.Last {
+				break
+			}
+		}
+	}
+	if unread > 0 {
+		problems = append(problems, fmt.Sprintf("%d bytes of memory could not be read when it was their turn, and are zero in the file", unread))
+	}
+	return problems, nil
+}
+
+// readPages fills b, and clears the pages that cannot be read.
+func (c *Core) readPages(b []byte, a mem.Phys) (lost uint64) {
+	for done := 0; done < len(b); {
+		n, err := c.Memory.ReadPhys(b[done:], a+mem.Phys(done))
+		done += n
+		if err == nil || done == len(b) {
+			continue
+		}
+		end := min(len(b), (done+pageSize)&^(pageSize-1))
+		clear(b[done:end])
+		lost += uint64(end - done)
+		done = end
+	}
+	return lost
+}
+
+// head is everything before the memory.
+func (c *Core) head() []byte {
+	le := binary.LittleEndian
+	notes, data := c.notes(), c.dataOffset()
+	loads := c.loads(data)
+	b := make([]byte, 0, data)
+	b = append(b, 0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0) // 64 bits, little-endian, version 1
+	b = le.AppendUint16(b, elfTypeCore)
+	b = le.AppendUint16(b, machineX86)
+	b = le.AppendUint32(b, 1)
+	b = le.AppendUint64(b, 0)             // entry
+	b = le.AppendUint64(b, elfHeaderSize) // segments
+	b = le.AppendUint64(b, 0)             // sections
+	b = le.AppendUint32(b, 0)
+	for _, v := range []uint16{elfHeaderSize, progHeaderSize, uint16(1 + len(loads)), 0, 0, 0} {
+		b = le.AppendUint16(b, v)
+	}
+	segment := func(kind, flags uint32, values ...uint64) {
+		b = le.AppendUint32(le.AppendUint32(b, kind), flags)
+		for _, v := range values { // offset, virtual, physical, size in the file, in memory, alignment
+			b = le.AppendUint64(b, v)
+		}
+	}
+	at := uint64(elfHeaderSize + progHeaderSize*(1+len(loads)))
+	segment(progNote, 0, at, 0, 0, uint64(len(notes)), uint64(len(notes)), 4)
+	for _, l := range loads {
+		segment(progLoad, 7, l.offset, uint64(l.virt), l.phys.First, l.phys.Size(), l.phys.Size(), 0)
+	}
+	b = append(b, notes...)
+	return append(b, make([]byte, c.dataOffset()-uint64(len(b)))...)
+}
+
+// load is a PT_LOAD: where in the file, and where in the kernel's address space, a
+// piece of memory is.
+type load struct {
+	offset uint64
+	virt   mem.Virt
+	phys   mem.Range
+}
+
+// loads are the kernel's image, as the kernel's own dumps have it, and all memory,
+// whose bytes begin at an offset of the file. The image's bytes are in the file once.
+func (c *Core) loads(data uint64) []load {
+	var image, out []load
+	for _, r := range c.Ranges {
+		l := load{offset: data, phys: r}
+		if c.Direct != 0 {
+			l.virt = c.Direct + mem.Virt(r.First)
+		}
+		out = append(out, l)
+		if i := c.Image; i != nil && i.Phys.First <= r.Last && r.First <= i.Phys.Last {
+			part := mem.Range{First: max(i.Phys.First, r.First), Last: min(i.Phys.Last, r.Last)}
+			image = append(image, load{data + (part.First - r.First), i.Virt + mem.Virt(part.First-i.Phys.First), part})
+		}
+		data += r.Size()
+	}
+	return append(image, out...)
+}
+
+// notes are the registers of every CPU in both forms, and the kernel's text.
+func (c *Core) notes() []byte {
+	var b []byte
+	for i, r := range c.CPUs {
+		b = appendNote(b, "CORE", noteStatus, statusNote(r, i))
+	}
+	for _, r := range c.CPUs {
+		b = appendNote(b, "QEMU", noteQEMU, qemuNote(r))
+	}
+	if len(c.VMCoreInfo) > 0 {
+		b = appendNote(b, "VMCOREINFO", 0, c.VMCoreInfo)
+	}
+	return b
+}
+
+func appendNote(b []byte, name string, kind uint32, data []byte) []byte {
+	le := binary.LittleEndian
+	b = le.AppendUint32(b, uint32(len(name)+1))
+	b = le.AppendUint32(b, uint32(len(data)))
+	b = le.AppendUint32(b, kind)
+	b = append(b, name...)
+	b = append(b, make([]byte, 4-len(name)%4)...) // the end of the name, and padding
+	b = append(b, data...)
+	return append(b, make([]byte, -len(data)&3)...)
+}
+
+// missingRegisters are those of the notes that are not known.
+func missingRegisters(r *arch.Registers) []string {
+	var out []string
+	for _, name := range statusRegs {
+		if _, ok := r.Get(name); !ok && name != "" {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// value is a register, zero if it is not known.
+func value(r *arch.Registers, name string) uint64 {
+	v, _ := r.Get(name)
+	return v
+}
+
+// statusNote is a struct elf_prstatus; its process number is the CPU's from 1.
+func statusNote(r *arch.Registers, cpu int) []byte {
+	b := make([]byte, statusSize)
+	const pidAt = 32
+	binary.LittleEndian.PutUint32(b[pidAt:], uint32(cpu+1))
+	for i, name := range statusRegs {
+		if name != "" {
+			binary.LittleEndian.PutUint64(b[statusRegsAt+8*i:], value(r, name))
+		}
+	}
+	return b
+}
+
+// qemuNote is a struct QEMUCPUState with the kernel's GS base.
+func qemuNote(r *arch.Registers) []byte {
+	le := binary.LittleEndian
+	b := make([]byte, qemuKernelGSAt+8)
+	le.PutUint32(b, qemuVersion)
+	le.PutUint32(b[4:], uint32(len(b)))
+	for i, name := range qemuGeneral {
+		le.PutUint64(b[qemuGeneralAt+8*i:], value(r, name))
+	}
+	for i, s := range qemuSegments {
+		p := b[qemuSegmentsAt+qemuSegment*i:]
+		if s.selector != "" {
+			le.PutUint32(p, uint32(value(r, s.selector)))
+		}
+		if s.limit != "" {
+			le.PutUint32(p[4:], uint32(value(r, s.limit)))
+		}
+		le.PutUint64(p[segmentBase:], value(r, s.base))
+	}
+	if efer := value(r, "efer"); efer&eferLong == eferLong {
+		le.PutUint32(b[qemuSegmentsAt+segmentFlags:], flagLong)
+	}
+	for i, name := range []string{"cr0", "", "cr2", "cr3", "cr4"} {
+		if name != "" {
+			le.PutUint64(b[qemuControlAt+8*i:], value(r, name))
+		}
+	}
+	le.PutUint64(b[qemuKernelGSAt:], value(r, "k_gs_base"))
+	return b
+}

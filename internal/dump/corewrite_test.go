@@ -1,0 +1,101 @@
+package dump
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/mem"
+	"nestdbg/internal/mem/memtest"
+)
+
+// newCore is memory of two pieces, two CPUs and a kernel.
+func newCore() (*Core, *memtest.Memory) {
+	ranges := []mem.Range{{First: 0x1000, Last: 0x3fff}, {First: 1 << 32, Last: 1<<32 + 0x1fff}}
+	ram := memtest.NewMemory(ranges...)
+	ram.Put(0x1000, []byte("first"))
+	ram.Put(1<<32+0x1ffc, []byte("last"))
+	c := &Core{
+		Arch: arch.X86, Ranges: ranges, Memory: ram, VMCoreInfo: []byte("OSRELEASE=6.1\n"),
+		Direct: 0xff11000000000000,
+		Image:  &Image{Virt: 0xffffffff81000000, Phys: mem.Range{First: 0x2000, Last: 0x2fff}},
+	}
+	for i := range 2 {
+		r := arch.NewRegisters(arch.X86)
+		for n, reg := range arch.X86.Regs {
+			if reg.Kind == arch.General {
+				r.Set(reg.Name, uint64(0x1000*(i+1)+n))
+			}
+		}
+		r.Set("cr3", 0x5000)
+		r.Set("fs_base", 0x77)
+		for _, s := range []string{"cs", "ss", "ds", "es", "fs", "gs"} {
+			r.Set(s, 0x10)
+		}
+		r.Set("gs_base", 0xffff888000000000)
+		c.CPUs = append(c.CPUs, r)
+	}
+	return c, ram
+}
+
+// TestCoreIsReadAgain: what is written is what ReadELF finds.
+func TestCoreIsReadAgain(t *testing.T) {
+	c, ram := newCore()
+	var file bytes.Buffer
+	problems, err := c.Write(&file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if int64(file.Len()) != c.Size() {
+		t.Errorf("%d bytes, and Size says %d", file.Len(), c.Size())
+	}
+	t.Log(problems)
+	e, err := ReadELF(bytes.NewReader(file.Bytes()), uint64(file.Len()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(e.VMCoreInfo) != "OSRELEASE=6.1\n" || len(e.CPUs) != 2 || !e.QEMU {
+		t.Errorf("%q, %d CPUs, %v", e.VMCoreInfo, len(e.CPUs), e.Problems)
+	}
+	for i, r := range e.CPUs {
+		for _, name := range []string{"rax", "r15", "rip", "rsp", "eflags", "cs", "cr3", "fs_base", "gs_base"} {
+			got, ok := r.Get(name)
+			if want, _ := c.CPUs[i].Get(name); !ok || got != want {
+				t.Errorf("CPU %d: %s is %#x, %v, want %#x", i, name, got, ok, want)
+			}
+		}
+	}
+	total := uint64(0)
+	for _, s := range e.Segments {
+		want := make([]byte, s.Range.Size())
+		ram.ReadPhys(want, mem.Phys(s.Range.First))
+		if got := file.Bytes()[s.Offset : s.Offset+s.Range.Size()]; !bytes.Equal(got, want) {
+			t.Errorf("memory at %#x differs", s.Range.First)
+		}
+		total += s.Range.Size()
+	}
+	if total != 0x5000 {
+		t.Errorf("%#x bytes of memory", total)
+	}
+}
+
+// TestCoreSaysWhatIsMissing: unknown registers and memory that went away are told.
+func TestCoreSaysWhatIsMissing(t *testing.T) {
+	c, ram := newCore()
+	c.CPUs[1].Forget("r12")
+	c.Memory = memtest.FailNth(ram, 1)
+	problems, err := c.Write(&bytes.Buffer{})
+	text := strings.Join(problems, "\n")
+	if err != nil || !strings.Contains(text, "CPU 1: r12") || !strings.Contains(text, "could not be read") {
+		t.Errorf("%v, %q", err, text)
+	}
+	c.Ranges = make([]mem.Range, maxSegments)
+	for i := range c.Ranges {
+		c.Ranges[i] = mem.Range{First: uint64(i) * 0x2000, Last: uint64(i)*0x2000 + 0xfff}
+	}
+	if _, err := c.Write(&bytes.Buffer{}); !errors.Is(err, ErrTooManyRanges) {
+		t.Errorf("%v", err)
+	}
+}

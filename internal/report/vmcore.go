@@ -1,0 +1,36 @@
+package report
+
+import (
+	"fmt"
+	"io"
+	"time"
+)
+
+// Vmcore is a machine that was written as a dump. Sizes are in bytes.
+type Vmcore struct {
+	Machine string `json:"machine"`
+	File    string `json:"file"`
+	Format  string `json:"format"`
+	Size    int64  `json:"size"`
+	Stored  int64  `json:"stored"` // of it, what is not zero pages
+	// Live says that the pages are of different moments.
+	Live           bool     `json:"live"`
+	StoppedSeconds float64  `json:"stopped_seconds"`
+	Problems       []string `json:"problems,omitempty"`
+}
+
+// Text implements Report.
+func (r *Vmcore) Text(w io.Writer) {
+	fmt.Fprintf(w, "%s: %s of %s as %s, %s stored\n",
+		r.File, size(uint64(r.Size)), r.Machine, r.Format, size(uint64(r.Stored)))
+	switch {
+	case r.Live:
+		fmt.Fprintln(w, "copied while the machine ran: pages of different moments")
+	case r.StoppedSeconds > 0:
+		fmt.Fprintf(w, "the machine was stopped for %v\n",
+			time.Duration(r.StoppedSeconds*float64(time.Second)).Round(100*time.Microsecond))
+	}
+	for _, p := range r.Problems {
+		fmt.Fprintf(w, "missing: %s\n", p)
+	}
+}
