@@ -1,73 +1,78 @@
 package memfile
 
-import "encoding/binary"
+import (
+	"bytes"
+	"encoding/binary"
 
-// struct boot_params of Linux (Documentation/x86/zero-page.rst): e820_entries at
-// 0x1e8, the signature "HdrS" of its setup header at 0x202, and at 0x2d0 up to 128
-// entries of u64 address, u64 size, u32 type, where type 1 is RAM.
-const (
-	zeroPage    = 4096
-	e820Count   = 0x1e8
-	e820Magic   = 0x202
-	e820Table   = 0x2d0
-	e820Entry   = 20
-	e820Most    = 128
-	e820RAM     = 1
-	bootSectors = 0x1fe // 0xaa55
+	"nestdbg/internal/mem"
 )
 
-// e820Reach is how far into memory boot_params are looked for: the kernel's own copy
-// is in its data, the loader's below 1 MiB.
-const e820Reach = 4 << 30
+// The firmware's map of a PC's memory, as SeaBIOS has it and Linux keeps it (ACPI
+// "INT 15H, E820H"): entries of u64 address, u64 size, u32 type, where type 1 is RAM.
+const (
+	e820Entry = 20
+	e820Most  = 128
+	e820RAM   = 1
+	e820Types = 20 // the largest type that anybody uses, and then some
+)
 
-// findE820 finds boot_params whose memory map adds up to this file.
+// e820Begin is how the map of every PC of QEMU's begins, from the size of the first
+// entry on: RAM up to the BIOS data at 639 KiB, then that. (SeaBIOS src/fw/paravirt.c,
+// e820_add; the heuristic is ours.) Its first byte is not here: a search for a zero
+// stops everywhere.
+var e820Begin = []byte{
+	0xfc, 0x09, 0, 0, 0, 0, 0, e820RAM, 0, 0, 0,
+	0x00, 0xfc, 0x09, 0, 0, 0, 0, 0,
+}
+
+// e820Before is what of an entry is before e820Begin.
+const e820Before = 9
+
+// findE820 finds a map that adds up to this file. The firmware's own is in the first
+// MiB; Linux has copies. Holes of the file are not touched.
 func (f *File) findE820() (*Layout, uint64, bool) {
-	for at := uint64(0); at+zeroPage <= min(f.size, e820Reach); at += 0x10 {
-		if at%zeroPage > zeroPage-0x10 {
-			continue
+	for _, r := range f.populated(mem.Segment{Data: f.data}, 0) {
+		for at := r.First; ; {
+			i := bytes.Index(f.data[at:r.Last+1], e820Begin)
+			if i < 0 {
+				break
+			}
+			if start := int(at) + i - e820Before; start >= 0 {
+				if l, ok := f.e820At(f.data[start:min(start+e820Entry*e820Most, len(f.data))]); ok {
+					return l, uint64(start), true
+				}
+			}
+			at += uint64(i) + 1
 		}
-		if l, ok := f.e820At(at); ok {
-			return l, at, true
-		}
-		if at < 1<<20 {
-			continue
-		}
-		break
 	}
 	return nil, 0, false
 }
 
-// e820At reads the map at an offset, if one is there.
-func (f *File) e820At(at uint64) (*Layout, bool) {
-	b := f.data[at : at+zeroPage]
-	if string(b[e820Magic:e820Magic+4]) != "HdrS" || binary.LittleEndian.Uint16(b[bootSectors:]) != 0xaa55 {
-		return nil, false
-	}
-	n := int(b[e820Count])
-	if n == 0 || n > e820Most {
-		return nil, false
-	}
-	var below, above, base uint64
-	for i := range n {
-		e := b[e820Table+e820Entry*i:]
-		addr, size, kind := binary.LittleEndian.Uint64(e), binary.LittleEndian.Uint64(e[8:]), binary.LittleEndian.Uint32(e[16:])
-		if kind != e820RAM {
-			continue
+// e820At reads the map that begins b. It ends where an entry is none, or not behind
+// the one before.
+func (f *File) e820At(b []byte) (*Layout, bool) {
+	var below, above, base, end uint64
+	for ; len(b) >= e820Entry; b = b[e820Entry:] {
+		addr, size, kind := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint32(b[16:])
+		if addr < end || size == 0 || addr+size < addr || kind == 0 || kind > e820Types {
+			break
 		}
-		if addr+size < addr || size > f.size {
-			return nil, false
-		}
-		if addr < fourGiB {
-			below = max(below, addr+size)
-		} else {
-			above, base = above+size, addr
+		end = addr + size
+		switch {
+		case kind != e820RAM:
+		case addr < fourGiB:
+			below = end
+		case base == 0:
+			base, above = addr, size
+		default:
+			above = end - base
 		}
 	}
 	// The firmware keeps some of the end of low memory for its tables.
 	const kept = 16 << 20
 	low := f.size - min(above, f.size)
-	if above == 0 || low < below || low-below > kept {
+	if above == 0 || low < below || low-below > kept || low > fourGiB {
 		return nil, false
 	}
-	return &Layout{Name: "as the firmware said", Below: low, Above: base}, true
+	return &Layout{Name: "of the firmware's map", Below: low, Above: base}, true
 }

@@ -1,0 +1,373 @@
+package tests
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"nestdbg/lab"
+)
+
+// offlineQuestions are asked of a machine that stands still, and of its files.
+var offlineQuestions = [][]string{
+	{"dmesg"}, {"ps"}, {"lsmod"}, {"sym", "schedule"}, {"x/64gx", "linux_banner"}, {"x/8i", "schedule"},
+	{"vtop", "schedule"}, {"maps", "--stage", "2"}, {"print", "init_task.comm"}, {"struct", "task_struct", "init_task"},
+}
+
+// offlineDumps are the formats of dump-guest-memory that Debian's QEMU has, all with
+// the registers of what each CPU executed.
+var offlineDumps = []string{"elf", "kdump-zlib"}
+
+// TestOfflineAnswersAsTheMachine: what a machine says while it stands still, its
+// dumps and its memory file say, at a stop in L2 and at one outside of it. Exceptions,
+// by what is not in the files:
+//   - a dump does not say that a CPU waits in HLT: it is running there;
+//   - a dump has no MSRs, CR8 and debug registers of a CPU: they are unavailable;
+//   - a memory file has no registers: the CPUs of L1 are lost, but for those whose
+//     state KVM's entry saved, and a vCPU that was in its guest has those of before.
+//     What a task does that ran on a lost CPU is not known, and addresses are
+//     translated by the kernel's own tables instead of a CPU's.
+func TestOfflineAnswersAsTheMachine(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	for _, inside := range []bool{true, false} {
+		wait := stopWhere(t, l, inside)
+		dir := t.TempDir()
+		memory := filepath.Join(dir, "memory")
+		if out, err := exec.Command("cp", "--sparse=always", l.MemoryFile, memory).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		for _, format := range offlineDumps {
+			path := filepath.Join(dir, format)
+			dumpMemory(t, l, format, path)
+			compareOffline(t, l, path)
+			compareCPUs(t, l, path)
+			if err := os.Remove(path); err != nil { // it is as large as the machine
+				t.Error(err)
+			}
+		}
+		compareOffline(t, l, memory)
+		compareLost(t, l, memory)
+		qmpCommand(t, l, "cont")
+		wait()
+	}
+}
+
+// stopWhere stops the machine while a CPU is in L2, or while none is. wait waits, when
+// it runs again, until L2 has nothing to do any more.
+func stopWhere(t *testing.T, l *lab.Lab, inside bool) (wait func()) {
+	t.Helper()
+	done := make(chan bool)
+	wait = func() { <-done }
+	if !inside {
+		close(done)
+	} else {
+		go func() {
+			defer close(done)
+			ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+			defer cancel()
+			// The answer, that it was ended, comes when the machine runs again.
+			_, _ = l.Ask(ctx, "vm0", "exec timeout 5 sh -c 'while :; do :; done'")
+		}()
+	}
+	for range 200 {
+		thaw := freeze(t, l)
+		if strings.Contains(nestdbg(t, on(l, "status")...).stdout, "hosting vm0") == inside {
+			return wait
+		}
+		thaw()
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatalf("200 stops and none with a CPU in L2 %v", inside)
+	return nil
+}
+
+// dumpMemory has QEMU dump its machine, which stands still.
+func dumpMemory(t *testing.T, l *lab.Lab, format, path string) {
+	t.Helper()
+	qmpCommandArgs(t, l, "dump-guest-memory", map[string]any{
+		"paging": false, "detach": true, "format": format, "protocol": "file:" + path})
+	var state struct{ Status string }
+	eventually(t, "QEMU dumps "+format, 3*time.Minute, func() bool {
+		if err := json.Unmarshal(qmpCommand(t, l, "query-dump"), &state); err != nil {
+			t.Fatal(err)
+		}
+		return state.Status != "active"
+	})
+	if state.Status != "completed" {
+		t.Fatalf("dump %s: %s", format, state.Status)
+	}
+}
+
+// compareOffline asks everything that needs no registers of L1's CPUs.
+func compareOffline(t *testing.T, l *lab.Lab, path string) {
+	t.Helper()
+	name := filepath.Base(path)
+	for _, m := range []string{"l1", "vm0"} {
+		for _, q := range offlineQuestions {
+			if m == "l1" && q[0] == "maps" || q[0] == "vtop" && name == "memory" {
+				continue // it has no second stage; a CPU's tables are lost
+			}
+			q = append(slices.Clone(q), "-m", m)
+			want, got := nestdbg(t, on(l, q...)...), nestdbg(t, append([]string{"-t", path}, q...)...)
+			if q[0] == "vtop" { // where the byte lies in the file is the file's matter
+				want.stdout, got.stdout = withoutOffsets(want.stdout), withoutOffsets(got.stdout)
+			}
+			if want.status != 0 || want.stdout == "" || want != got {
+				t.Errorf("%s %v differs: live\n%.2000s\n%s\noffline\n%.2000s\n%s", name, q, want.stdout, want.stderr, got.stdout, got.stderr)
+			}
+		}
+		live, dead := sleeping(t, on(l), m), sleeping(t, []string{"-t", path}, m)
+		if len(live) < 20 || !reflect.DeepEqual(live, dead) {
+			t.Errorf("%s: stacks of %d sleeping tasks of %s, live %d:\n%q\n%q", name, len(dead), m, len(live), dead, live)
+		}
+	}
+}
+
+// withoutOffsets cuts what vtop says of the file.
+func withoutOffsets(text string) string {
+	var out []string
+	for line := range strings.Lines(text) {
+		if !strings.Contains(line, "file") {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "")
+}
+
+// sleeping are the backtraces of the tasks that are on no CPU.
+func sleeping(t *testing.T, target []string, machine string) (out []string) {
+	t.Helper()
+	r := nestdbg(t, append(target, "-m", machine, "bt", "--all")...)
+	for _, stack := range strings.Split(r.stdout, "\n\n") {
+		if strings.HasPrefix(stack, machine+" task ") && !strings.Contains(stack, "whose registers are not known") {
+			out = append(out, strings.TrimSpace(stack))
+		}
+	}
+	return out
+}
+
+// compareCPUs compares the CPUs of all machines, as a dump has their registers.
+func compareCPUs(t *testing.T, l *lab.Lab, path string) {
+	t.Helper()
+	live, dead := towerOf(t, on(l)), towerOf(t, []string{"-t", path})
+	if want, got := fmt.Sprint(live), fmt.Sprint(dead); want != got || len(live) != 2 {
+		t.Errorf("%s: tower\n%s\nlive\n%s", filepath.Base(path), got, want)
+	}
+	for _, m := range []string{"l1", "vm0"} {
+		want := strings.ReplaceAll(nestdbg(t, on(l, "-m", m, "bt", "--all")...).stdout, ", halted", ", running")
+		if got := nestdbg(t, "-t", path, "-m", m, "bt", "--all").stdout; got != want {
+			t.Errorf("%s: bt --all of %s:\n%s\nlive:\n%s", filepath.Base(path), m, got, want)
+		}
+		compareRegisters(t, l, path, m)
+	}
+}
+
+// compareRegisters: each register that the dump has is the live one, and it has all
+// that a kernel's stack and memory are found by.
+func compareRegisters(t *testing.T, l *lab.Lab, path, machine string) {
+	t.Helper()
+	read := func(args ...string) (out struct {
+		CPUs []struct {
+			Registers map[string]*string
+		}
+	}) {
+		r := nestdbg(t, append(args, "-m", machine, "--json", "regs")...)
+		if err := json.Unmarshal([]byte(r.stdout), &out); err != nil {
+			t.Fatalf("%v: %+v", err, r)
+		}
+		return out
+	}
+	live, dead := read(on(l)...), read("-t", path)
+	if len(live.CPUs) != len(dead.CPUs) || len(live.CPUs) == 0 {
+		t.Fatalf("%s: %d CPUs of %s, live %d", filepath.Base(path), len(dead.CPUs), machine, len(live.CPUs))
+	}
+	for i, c := range dead.CPUs {
+		for name, v := range c.Registers {
+			switch want := live.CPUs[i].Registers[name]; {
+			case v == nil:
+			case want == nil && (name == "guest_mode" || strings.HasPrefix(name, "vm_")):
+			case want == nil || *want != *v:
+				t.Errorf("%s: %s of %s CPU %d is %v, live %v", filepath.Base(path), name, machine, i, *v, want)
+			}
+		}
+		for _, name := range strings.Fields("rax rbx rcx rdx rsi rdi rbp rsp r8 r15 rip eflags cs ss gs_base cr0 cr3 cr4") {
+			if c.Registers[name] == nil && live.CPUs[i].Registers[name] != nil {
+				t.Errorf("%s: %s of %s CPU %d is not there", filepath.Base(path), name, machine, i)
+			}
+		}
+	}
+}
+
+// tower is what status says of machines, without what a dump cannot know.
+type tower struct {
+	Name, OS     string
+	Kernel       any
+	Second_Stage any
+	VCPUs        []struct {
+		Index   int
+		State   string
+		CPU     *int
+		RIP     string
+		In      string
+		Control any
+	}
+}
+
+func towerOf(t *testing.T, target []string) []tower {
+	t.Helper()
+	var st struct {
+		Machines []map[string]any
+		Running  bool
+	}
+	r := nestdbg(t, append(target, "--json", "status")...)
+	if err := json.Unmarshal([]byte(r.stdout), &st); err != nil || st.Running {
+		t.Fatalf("%v, running %v: %+v", err, st.Running, r)
+	}
+	var out []tower
+	for _, m := range st.Machines {
+		delete(m, "evidence")
+		delete(m, "mapped") // a dump has the firmware's ROM too
+		if k, ok := m["kernel"].(map[string]any); ok {
+			delete(k, "evidence")
+		}
+		b, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var x tower
+		if err := json.Unmarshal(b, &x); err != nil {
+			t.Fatal(err)
+		}
+		for i := range x.VCPUs {
+			if x.VCPUs[i].State == "halted" {
+				x.VCPUs[i].State = "running"
+			}
+			if on := x.VCPUs[i].CPU; on != nil {
+				x.VCPUs[i].State += fmt.Sprint(" on ", *on)
+				x.VCPUs[i].CPU = nil
+			}
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+// compareLost: a memory file has L1's CPUs without registers, except those that the
+// hypervisor saved when it entered a guest, and says so.
+func compareLost(t *testing.T, l *lab.Lab, path string) {
+	t.Helper()
+	live, dead := towerOf(t, on(l)), towerOf(t, []string{"-t", path})
+	if len(live) != len(dead) {
+		t.Fatalf("machines %v, live %v", dead, live)
+	}
+	for i, m := range dead {
+		want := live[i]
+		if m.Name != want.Name || !reflect.DeepEqual(m.Kernel, want.Kernel) || !reflect.DeepEqual(m.Second_Stage, want.Second_Stage) ||
+			len(m.VCPUs) != len(want.VCPUs) {
+			t.Errorf("%+v, live %+v", m, want)
+			continue
+		}
+		for k, c := range m.VCPUs {
+			state, _, _ := strings.Cut(want.VCPUs[k].State, " ")
+			switch {
+			case m.Name == "l1" && state == "hosting":
+				if c.State != "hosting" || c.RIP != want.VCPUs[k].RIP {
+					t.Errorf("l1 CPU %d: %+v, live %+v", k, c, want.VCPUs[k])
+				}
+			case m.Name == "l1":
+				if c.State != "lost" || c.RIP != "" {
+					t.Errorf("l1 CPU %d: %+v, live %+v", k, c, want.VCPUs[k])
+				}
+			case c.State != "parked" || state == "parked" && c.RIP != want.VCPUs[k].RIP:
+				t.Errorf("%s CPU %d: %+v, live %+v", m.Name, k, c, want.VCPUs[k])
+			}
+		}
+	}
+	if text := nestdbg(t, "-t", path, "status").stdout; strings.Contains(nestdbg(t, on(l, "status")...).stdout, "hosting") !=
+		strings.Contains(text, "entered again: the registers are those of before") {
+		t.Errorf("a vCPU that was in its guest is not said to be:\n%s", text)
+	}
+}
+
+// TestCrashFromMemoryAlone: L2 dies of sysrq c, then QEMU of kill -9. The memory file
+// alone has L2's last words, the stack of the task that crashed, and its symbols.
+func TestCrashFromMemoryAlone(t *testing.T) {
+	l := ownLab(t, lab.Options{Name: *prefix + "-crash"})
+	want := guestSymbol(t, l, "vm0", "sysrq_handle_crash")
+	ask(t, l, "vm0", "crash")
+	eventually(t, "L2 panics", time.Minute, func() bool {
+		return strings.Contains(nestdbg(t, on(l, "-m", "vm0", "dmesg")...).stdout, "end Kernel panic")
+	})
+	memory := l.MemoryFile + ".left"
+	if err := os.Link(l.MemoryFile, memory); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(memory)
+	if err := syscall.Kill(l.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "QEMU ends", endLimit, func() bool { return syscall.Kill(l.PID, 0) != nil })
+	dead := func(args ...string) string {
+		t.Helper()
+		r := nestdbg(t, append([]string{"-t", memory}, args...)...)
+		if r.status != 0 {
+			t.Errorf("%q: %+v", args, r)
+		}
+		return r.stdout
+	}
+	begin := time.Now()
+	if log := dead("-m", "vm0", "dmesg"); !strings.Contains(log, "Kernel panic - not syncing: sysrq triggered crash") {
+		t.Errorf("L2's log ends with\n%s", log[max(0, len(log)-2000):])
+	}
+	t.Logf("the first answer took %v", time.Since(begin))
+	checkCrashStack(t, dead("-m", "vm0", "bt"))
+	if got := dead("-m", "vm0", "sym", "sysrq_handle_crash"); !strings.Contains(got, fmt.Sprintf("%x", want)) {
+		t.Errorf("sym says %q, the guest said %#x", got, want)
+	}
+	if ps := dead("-m", "l1", "ps"); !strings.Contains(ps, "qemu") {
+		t.Errorf("L1's processes are\n%s", ps)
+	}
+	checkDeadRefuses(t, memory)
+}
+
+// checkCrashStack: the frames from panic down to the system call, in this order.
+func checkCrashStack(t *testing.T, text string) {
+	t.Helper()
+	rest := text
+	for _, frame := range []string{" panic+", " sysrq_handle_crash+", " write_sysrq_trigger+", " vfs_write+", " ksys_write+",
+		" entry_SYSCALL_64_after_hwframe+", "user mode"} {
+		_, after, ok := strings.Cut(rest, frame)
+		if !ok {
+			t.Fatalf("no%s where it belongs:\n%s", frame, text)
+		}
+		rest = after
+	}
+}
+
+// checkDeadRefuses: gdb looks at a file, and what would write or resume it is refused
+// in a line.
+func checkDeadRefuses(t *testing.T, path string) {
+	t.Helper()
+	for _, args := range [][]string{{"write", "linux_banner", "00", "--yes"}, {"dmesg", "-w"}, {"snapshot", "save", filepath.Join(t.TempDir(), "x")}} {
+		r := nestdbg(t, append([]string{"-t", path, "-m", "vm0"}, args...)...)
+		if r.status != 2 || strings.Count(r.stderr, "\n") != 1 || !strings.Contains(r.stderr, "a file cannot be written or resumed") {
+			t.Errorf("%q: %+v", args, r)
+		}
+	}
+	r := nestdbg(t, "-t", path, "gdb", "--", "-nx", "-batch", "-ex", "inferior 2", "-ex", "bt", "-ex", "inferior 1",
+		"-ex", "p/x *(int*)&linux_banner", "-ex", "break schedule", "-ex", "continue", "-ex", "set var *(int*)&linux_banner=0", "-ex", "monitor ps")
+	frames := strings.Contains(r.stdout, "in panic (") && strings.Contains(r.stdout, "in sysrq_handle_crash (")
+	if !frames || !strings.Contains(r.stdout, "= 0x756e694c") || !strings.Contains(r.stdout+r.stderr, "cannot be written or resumed") ||
+		!strings.Contains(r.stdout+r.stderr, "qemu") {
+		t.Errorf("gdb: %+v", r)
+	}
+}
