@@ -10,7 +10,6 @@ import (
 	"nestdbg/internal/linux"
 	"nestdbg/internal/machine"
 	"nestdbg/internal/report"
-	"nestdbg/internal/session"
 )
 
 // kernelCommands ask the Linux kernel of a machine, through its memory.
@@ -160,57 +159,45 @@ belong together.`,
 	return c
 }
 
-// backtraces collects backtraces while the machine stands still. What is known of
-// the kernel is read before it is stopped.
+// backtraces collects backtraces while the machine stands still.
 func (a *app) backtraces(ctx context.Context,
 	collect func(*machine.Machine, *report.Backtracer) error) (r *report.Backtraces, err error) {
-	m, k, err := a.kernelAt(ctx)
-	if err != nil {
-		return nil, err
-	}
-	unwinder := k.Unwinder()
-	standing, resume, err := a.standing(ctx, m)
+	resume, _, err := a.stand(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, resume()) }()
-	if standing != m {
-		m = standing
-		again, err := a.session.Kernel(m)
-		if err != nil {
-			return nil, err
-		}
-		if again != k {
-			k, unwinder = again, again.Unwinder()
-		}
+	m, k, err := a.kernelAt(ctx)
+	if err != nil {
+		return nil, err
 	}
-	b := report.NewBacktracer(m, k, unwinder)
+	b := report.NewBacktracer(m, k, k.Unwinder())
 	if err := collect(m, b); err != nil {
 		return nil, err
 	}
 	return b.Report(), nil
 }
 
-// standing is m while everything stands still, until resume is called: m itself if
-// it stands already, or m as it is once a machine that runs was stopped.
-func (a *app) standing(ctx context.Context, m *machine.Machine) (still *machine.Machine, resume func() error, err error) {
+// stand stops a machine that runs until resume is called, for questions about one
+// moment. It is stopped once, before the first look: each stop is a risk under
+// QEMU's emulation (session.Peeker), and a look takes a tenth of a second at most.
+func (a *app) stand(ctx context.Context) (resume func() error, ran bool, err error) {
 	nothing := func() error { return nil }
-	if a.debugger != nil || !a.session.Running() {
-		return m, nothing, nil
+	if err := a.open(ctx); err != nil {
+		return nil, false, err
+	}
+	if a.debugger != nil {
+		return nothing, false, nil // who has a debugger stands already
+	}
+	ran, err = a.target.Running(ctx)
+	if err != nil || !ran {
+		return nothing, false, err
 	}
 	live, err := a.live()
 	if err != nil {
-		return nil, nothing, err
+		return nil, false, err
 	}
 	a.session.AwaitQuiet(ctx)
-	if resume, err = live.Pause(ctx); err != nil {
-		return nil, nothing, err
-	}
-	if _, err = a.session.Look(ctx, session.Quick); err == nil {
-		still, err = a.session.Machine(m.Name)
-	}
-	if err != nil {
-		return nil, nothing, errors.Join(err, resume())
-	}
-	return still, resume, nil
+	resume, err = live.Pause(ctx)
+	return resume, true, err
 }

@@ -52,50 +52,57 @@ will do. Pages of zeros take no room.`,
 	return c
 }
 
-func (a *app) exportVmcore(ctx context.Context, output, format string, force, live bool) (err error) {
+func (a *app) exportVmcore(ctx context.Context, output, format string, force, live bool) error {
 	if err := checkFree(output, force); err != nil {
 		return err
 	}
+	r := &report.Vmcore{File: output, Format: format}
+	if !live {
+		resume, ran, err := a.stand(ctx)
+		if err != nil {
+			return err
+		}
+		begin := time.Now()
+		err = errors.Join(a.fillVmcore(ctx, r, force), resume())
+		if ran {
+			r.StoppedSeconds = time.Since(begin).Seconds()
+		}
+		if err != nil {
+			return err
+		}
+		return a.show(r)
+	}
+	if err := a.fillVmcore(ctx, r, force); err != nil {
+		return err
+	}
+	r.Live = a.session.Running()
+	return a.show(r)
+}
+
+// fillVmcore writes the file, and what there is to say of it into r.
+func (a *app) fillVmcore(ctx context.Context, r *report.Vmcore, force bool) error {
 	m, err := a.lookAt(ctx)
 	if err != nil {
 		return err
 	}
-	r := &report.Vmcore{Machine: m.Name, File: output, Format: format, Live: live && a.session.Running()}
-	k, kernelErr := a.session.Kernel(m)
-	begin := time.Now()
-	if !live {
-		running := a.session.Running()
-		var resume func() error
-		if m, resume, err = a.standing(ctx, m); err != nil {
-			return err
-		}
-		defer func() {
-			err = errors.Join(err, resume())
-			if err == nil {
-				if running {
-					r.StoppedSeconds = time.Since(begin).Seconds()
-				}
-				err = a.show(r)
-			}
-		}()
-	}
+	r.Machine = m.Name
 	core := &dump.Core{Arch: m.Arch, Ranges: m.Readable(), Memory: m.Phys}
 	for _, c := range m.CPUs {
 		core.CPUs = append(core.CPUs, c.Regs)
 	}
-	if kernelErr != nil {
-		r.Problems = append(r.Problems, fmt.Sprintf("what crash and drgn need to know of a kernel: %v", kernelErr))
+	if k, err := a.session.Kernel(m); err != nil {
+		r.Problems = append(r.Problems, fmt.Sprintf("what crash and drgn need to know of a kernel: %v", err))
 	} else {
 		r.Problems = append(r.Problems, describeKernel(core, k)...)
 	}
 	write := core.Write
-	if format == "raw" {
+	if r.Format == "raw" {
 		write = func(w io.Writer) ([]string, error) { return writeRaw(w, core) }
 	}
 	var problems []string
-	r.Size, r.Stored, err = writeSparseFile(ctx, output, force, func(w io.Writer) (err error) {
+	r.Size, r.Stored, err = writeSparseFile(ctx, r.File, force, func(w io.Writer) (err error) {
 		if isTerminal(os.Stderr) {
-			p := &progress{w: w, out: a.errOut, name: output}
+			p := &progress{w: w, out: a.errOut, name: r.File}
 			defer p.clear()
 			w = p
 		}
@@ -106,10 +113,7 @@ func (a *app) exportVmcore(ctx context.Context, output, format string, force, li
 		return err
 	}
 	r.Problems = append(r.Problems, problems...)
-	if live {
-		return a.show(r)
-	}
-	return nil // shown when everything runs again
+	return nil
 }
 
 // describeKernel adds what tools need to know of the kernel, and says what is missing.
