@@ -2,6 +2,7 @@ package nested
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"nestdbg/internal/arch"
@@ -80,7 +81,7 @@ func (s *settler) learn(opt Options) {
 	for _, tech := range technologies[s.m.Arch.Name] {
 		found := make(map[mem.Phys]*candidate)
 		scan(s.m, tech, found, s.problem)
-		for at := range found {
+		for _, at := range slices.Sorted(maps.Keys(found)) {
 			s.entered[-1] = append(s.entered[-1], entered{tech, at, "found by content"})
 		}
 	}
@@ -115,8 +116,11 @@ func (s *settler) settle(c *machine.CPU) {
 	case s.listed:
 		s.enter(c, fits[0])
 		s.problem("CPU %d: its page tables fit this machine and %s as well; it is taken to run the guest, as the hypervisor has it", c.Index, fits[0].what)
+	case own:
+		s.problem("CPU %d: its registers fit this machine and %d guests: it is taken to run the machine itself", c.Index, len(fits))
 	default:
-		s.problem("CPU %d: its registers fit this machine or one of %d guests: it is taken to run the machine itself", c.Index, len(fits))
+		s.enter(c, fits[0])
+		s.problem("CPU %d: its registers fit %d virtual CPUs: it is taken to run the one at %#x", c.Index, len(fits), fits[0].at)
 	}
 }
 

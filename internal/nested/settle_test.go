@@ -1,0 +1,109 @@
+package nested_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+	"nestdbg/internal/nested"
+	"nestdbg/internal/nested/nestedtest"
+	"nestdbg/internal/svm/svmtest"
+)
+
+// dumped is what a dump has of a CPU: no hidden state, and of EFER what paging needs.
+func dumped(r *arch.Registers) *arch.Registers {
+	r = r.Clone()
+	efer, _ := r.Get("efer")
+	r.Set("efer_mode", efer)
+	r.Forget("efer", "guest_mode", "halted", "vm_hsave", "vm_vmcb", "nested_cr3", "nested_pg_mode")
+	return r
+}
+
+func buildDumped(w *nestedtest.World, cpus ...*arch.Registers) *machine.Tower {
+	var f nested.Finder
+	return f.Build(w.Machine(cpus...), nested.Options{Scan: true})
+}
+
+// The registers of a dump are of the layer that they fit: of a guest by its page
+// tables behind the second stage, with the hypervisor's own state from its save area.
+func TestDumpedGuest(t *testing.T) {
+	w := nestedtest.New()
+	g := w.Guest()
+	v := g.CPU(nestedtest.Text+0x10, 0x1000)
+	const entry, sp = nestedtest.Text + 0x333, 0x8000
+	w.Save(0, v, entry, sp)
+	tower := buildDumped(w, dumped(v.Running(0, nestedtest.Text+0x100, 0x2000)), dumped(w.Host(1, nestedtest.Text+0x200, 0x3000)))
+	check(t, tower,
+		"l1.0 hosting on 0 at +0x333",
+		"l1.1 running on 1 at +0x200",
+		"vm0.0 running on 0 at +0x100",
+	)
+	if len(tower.Problems) != 0 {
+		t.Errorf("problems %q", tower.Problems)
+	}
+	if s := tower.Machines[1].CPUs[0].Source; !strings.Contains(s, "by their looks") {
+		t.Errorf("the guest's registers are from %q", s)
+	}
+}
+
+// Where it cannot be told, it is said.
+func TestDumpedDoubt(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		build func(w *nestedtest.World) []*arch.Registers
+		want  string
+	}{
+		{"nobody's page tables", func(w *nestedtest.World) []*arch.Registers {
+			r := dumped(w.Host(0, nestedtest.Text, 0x1000))
+			r.Set("cr3", 0x7000)
+			return []*arch.Registers{r}
+		}, "whose they are is not known"},
+		{"two guests with the same page tables", func(w *nestedtest.World) []*arch.Registers {
+			w.Guest().CPU(nestedtest.Text, 0x1000)
+			b := w.Guest().CPU(nestedtest.Text, 0x1000)
+			w.Save(0, b, nestedtest.Text+0x333, 0x8000)
+			return []*arch.Registers{dumped(b.Running(0, nestedtest.Text+0x100, 0x2000))}
+		}, "its registers fit 2 virtual CPUs"},
+		{"tables that fit the machine and a guest", func(w *nestedtest.World) []*arch.Registers {
+			v := w.Guest().CPU(nestedtest.Text, 0x1000)
+			r := dumped(w.Host(0, nestedtest.Text+0x100, 0x1000))
+			// The guest has tables at the address of L1's own.
+			cr3, _ := r.Get("cr3")
+			from, _ := dumped(v.Running(0, 0, 0)).Get("cr3")
+			page := make([]byte, 4096)
+			if _, err := v.Guest.Memory.ReadPhys(page, 0x10000); err != nil || from != 0x10000 {
+				panic("the guest's tables are elsewhere")
+			}
+			v.Guest.Write(mem.Phys(cr3), page)
+			return []*arch.Registers{r}
+		}, "fit this machine and 1 guests"},
+		{"no save area", func(w *nestedtest.World) []*arch.Registers {
+			v := w.Guest().CPU(nestedtest.Text, 0x1000)
+			return []*arch.Registers{dumped(v.Running(0, nestedtest.Text+0x100, 0x2000))}
+		}, "no host save area of an entry with the VMCB"},
+		{"a save area of another entry", func(w *nestedtest.World) []*arch.Registers {
+			v := w.Guest().CPU(nestedtest.Text, 0x1000)
+			w.RAM.Put(w.HostSave(0), svmtest.HostSave(uint64(v.Control)+0x1000, svmtest.Values{"EFER": 0x1d01}))
+			return []*arch.Registers{dumped(v.Running(0, nestedtest.Text+0x100, 0x2000))}
+		}, "no host save area of an entry with the VMCB"},
+	} {
+		w := nestedtest.New()
+		tower := buildDumped(w, test.build(w)...)
+		if !slices.ContainsFunc(tower.Problems, func(p string) bool { return strings.Contains(p, test.want) }) {
+			t.Errorf("%s: problems %q, want %q\n%s", test.name, tower.Problems, test.want, outline(tower))
+		}
+	}
+}
+
+// A dump of a machine without guests has nothing to be unsure of.
+func TestDumpedAlone(t *testing.T) {
+	w := nestedtest.New()
+	tower := buildDumped(w, dumped(w.Host(0, nestedtest.Text+0x100, 0x1000)))
+	check(t, tower, "l1.0 running on 0 at +0x100")
+	if len(tower.Problems) != 0 {
+		t.Errorf("problems %q", tower.Problems)
+	}
+}
