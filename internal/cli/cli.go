@@ -140,6 +140,7 @@ func (a *app) root() *cobra.Command {
 and the guests of that hypervisor (vm0, vm1, ...), with memory through both stages
 of page tables, registers, symbols with KASLR on, breakpoints that belong to one
 machine, and stock gdb in front. QEMU, gdb, hypervisor and guests are unmodified.
+What is left of such a machine after a crash answers the same commands: -t FILE.
 
 Addresses are virtual, in hexadecimal; "pa:0x1000" is physical; "schedule+0x10" is
 a symbol; "$pc" and other registers of the chosen CPU work too.`,
