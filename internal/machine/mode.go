@@ -47,9 +47,12 @@ func (m *Machine) Modes() []*arch.Registers {
 // modeRegs are what stage1 asks for, the root first.
 var modeRegs = map[string][]string{arch.X86.Name: {"cr3", "cr0", "cr4", "efer", "efer_mode"}}
 
+// RootRegister is the name of the register that has the root of the page tables.
+func (m *Machine) RootRegister() string { return modeRegs[m.Arch.Name][0] }
+
 // SetRoot gives the mode of a machine without registers the kernel's own tables.
 func (m *Machine) SetRoot(root uint64) {
 	if m.Mode != nil {
-		m.Mode.Set(modeRegs[m.Arch.Name][0], root)
+		m.Mode.Set(m.RootRegister(), root)
 	}
 }

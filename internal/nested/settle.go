@@ -46,6 +46,9 @@ func settle(m *machine.Machine, opt Options, problem func(string, ...any)) {
 	if opt.Kernel != nil {
 		s.k = opt.Kernel(m)
 	}
+	if len(m.CPUs) == 0 && s.k == nil && opt.Scan {
+		s.guessMode()
+	}
 	s.learn(opt)
 	if len(m.CPUs) == 0 {
 		s.lost()
@@ -56,6 +59,28 @@ func settle(m *machine.Machine, opt Options, problem func(string, ...any)) {
 			s.settle(c)
 		}
 	}
+}
+
+// guessMode finds the paging mode of a hypervisor of which there is nothing but
+// memory: the one in which a guest's program counter leads somewhere. Second stages
+// are in that mode, too.
+func (s *settler) guessMode() {
+	for _, mode := range s.m.Modes() {
+		mode.Forget(s.m.RootRegister())
+		s.m.Mode = mode
+		for _, tech := range technologies[s.m.Arch.Name] {
+			found := make(map[mem.Phys]*candidate)
+			scan(s.m, tech, found, s.problem)
+			for _, c := range found {
+				if alive(s.m, c) {
+					s.problem("no kernel was found that is understood and no registers: second stages are taken to be %s, in which a %s leads to memory",
+						c.block.second.Name, tech.name())
+					return
+				}
+			}
+		}
+	}
+	s.m.Mode = nil
 }
 
 // learn finds the control blocks that may be in use.

@@ -98,6 +98,31 @@ func TestDumpedDoubt(t *testing.T) {
 	}
 }
 
+// Of memory alone, without a hypervisor that is understood, guests are found in the
+// mode in which they make sense. Its CPUs are not known.
+func TestMemoryAlone(t *testing.T) {
+	w := nestedtest.New()
+	v := w.Guest().CPU(nestedtest.Text+0x10, 0x1000)
+	v.Guest.Write(v.Guest.TextPhys(nestedtest.Text), []byte("text of the guest"))
+	tower := buildDumped(w)
+	check(t, tower, "vm0.0 parked on -1 at +0x10")
+	if len(tower.Problems) != 1 || !strings.Contains(tower.Problems[0], "taken to be npt4") {
+		t.Errorf("problems %q", tower.Problems)
+	}
+	space, err := tower.Machines[1].Space(tower.Machines[1].CPUs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 17)
+	if _, err := space.ReadVirt(b, nestedtest.Text); err != nil || string(b) != "text of the guest" {
+		t.Errorf("%q, %v", b, err)
+	}
+	// Of L1's own virtual memory nothing is made up.
+	if s, err := tower.Machines[0].SpaceAt(uint64(w.Tables.Root())); err == nil {
+		t.Errorf("L1 has an address space %v", s)
+	}
+}
+
 // A dump of a machine without guests has nothing to be unsure of.
 func TestDumpedAlone(t *testing.T) {
 	w := nestedtest.New()
