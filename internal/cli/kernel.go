@@ -197,7 +197,7 @@ func (a *app) stand(ctx context.Context) (resume func() error, ran bool, err err
 	if err != nil {
 		return nil, false, err
 	}
-	a.session.AwaitQuiet(ctx)
+	a.session.ExpectStop(ctx)
 	resume, err = live.Pause(ctx)
 	return resume, true, err
 }

@@ -100,7 +100,7 @@ func (m *Machine) stateThroughFD(ctx context.Context) (state []byte, err error) 
 	if err := m.state.rewind(); err != nil {
 		return nil, fmt.Errorf("device state: %w", err)
 	}
-	c := saveCommand(m.state.path)
+	c := m.saveCommand(m.state.path)
 	replies, err := m.monitor.exchangeWith(ctx, m.state.lease, c)
 	if err == nil {
 		err = replies[0].decode(c.name, nil)
@@ -119,8 +119,12 @@ func (m *Machine) stateThroughFile(ctx context.Context) ([]byte, error) {
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "devices")
-	c := saveCommand(path)
-	if err := m.monitor.ask(ctx, c.name, c.args, nil); err != nil {
+	c := m.saveCommand(path)
+	replies, err := m.monitor.exchange(ctx, c)
+	if err == nil {
+		err = replies[0].decode(c.name, nil)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("device state: %w", err)
 	}
 	f, err := os.Open(path)
@@ -131,8 +135,10 @@ func (m *Machine) stateThroughFile(ctx context.Context) ([]byte, error) {
 	return readState(f)
 }
 
-func saveCommand(path string) command {
-	return command{name: "xen-save-devices-state", args: map[string]any{"filename": path, "live": false}}
+func (m *Machine) saveCommand(path string) command {
+	return command{
+		name: "xen-save-devices-state", args: map[string]any{"filename": path, "live": false}, before: m.beforeStop,
+	}
 }
 
 func readState(f *os.File) ([]byte, error) {

@@ -23,6 +23,8 @@ type Machine struct {
 
 	stateMu sync.Mutex
 	state   *stateFile // guarded by stateMu; nil until it is needed
+
+	beforeStop func(context.Context) // or nil
 }
 
 // Info is what a machine is.
@@ -178,9 +180,19 @@ func (m *Machine) Status(ctx context.Context) (running bool, state string, err e
 	return s.Running, s.Status, err
 }
 
+// BeforeStop makes the machine call f right before whatever may stop it is sent to
+// QEMU: f can wait for a moment at which that is harmless. It is set before the
+// machine is used.
+func (m *Machine) BeforeStop(f func(context.Context)) { m.beforeStop = f }
+
 // StopMachine pauses the machine; a paused one stays so.
 func (m *Machine) StopMachine(ctx context.Context) error {
-	return m.monitor.ask(ctx, "stop", nil, nil)
+	c := command{name: "stop", before: m.beforeStop}
+	replies, err := m.monitor.exchange(ctx, c)
+	if err != nil {
+		return err
+	}
+	return replies[0].decode(c.name, nil)
 }
 
 // ContMachine lets the machine run.

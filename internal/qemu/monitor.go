@@ -57,6 +57,8 @@ type command struct {
 	name string
 	args any
 	fds  []int
+	// before is called when everything is ready for the command to be sent; or nil.
+	before func(context.Context)
 }
 
 // ask executes one command and stores its result, which may be nil to drop it.
@@ -284,6 +286,9 @@ func (m *monitor) converse(ctx context.Context, commands []command) ([]reply, er
 			return nil, err
 		}
 		m.id++
+		if c.before != nil {
+			c.before(ctx)
+		}
 		if err := m.send(ctx, line, c.fds); err != nil {
 			return nil, err
 		}

@@ -48,6 +48,9 @@ func (m *Machine) OpenStub(ctx context.Context) (*Stub, error) {
 	}
 	s := &Stub{machine: m, wasRunning: running}
 	s.c = stubConn{what: "gdbstub " + d.addr.String(), life: m.life}
+	if m.beforeStop != nil {
+		m.beforeStop(ctx) // who connects stops the machine
+	}
 	switch {
 	case !d.addr.IsZero():
 		s.c.conn, err = m.dialStub(ctx, s, d)

@@ -59,7 +59,7 @@ func (d *Debugger) Take(ctx context.Context) error {
 		return err
 	}
 	if running {
-		d.AwaitQuiet(ctx)
+		d.ExpectStop(ctx)
 	}
 	stub, err := d.open(ctx)
 	if err != nil {
@@ -80,7 +80,8 @@ func (d *Debugger) Release(ctx context.Context) error {
 	}
 	stub := d.stub
 	d.stub = nil
-	d.AwaitQuiet(ctx) // it may run, and is stopped to clear the traps
+	d.ExpectStop(ctx) // it may run, and is stopped to clear the traps
+	d.awaitExpected(ctx)
 	clear(d.attached)
 	cleared := d.traps.clearAll(ctx, stub)
 	if err := stub.Close(ctx, d.wasRunning); err != nil {

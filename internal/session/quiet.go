@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"runtime"
 	"time"
 
 	"nestdbg/internal/arch"
@@ -29,6 +30,9 @@ type Peeker interface {
 	// it: not of one moment, and at least the registers that lead to page tables.
 	// None are returned where a stop is harmless.
 	Peek(ctx context.Context) ([]*arch.Registers, error)
+	// BeforeStop sets what is called right before something is done that stops a
+	// machine that runs. What takes longer, such as a connection, is done by then.
+	BeforeStop(f func(context.Context))
 }
 
 // How long a good moment is waited for.
@@ -39,25 +43,29 @@ const (
 	// quietLimit bounds the wait for the end of a delivery. A guest that computes
 	// has a tick in that time, and with it an exit.
 	quietLimit = 50 * time.Millisecond
-	// glance is the time between two looks. Whoever looks without a pause takes a
-	// processor from the machine and from QEMU, which has to act soon afterwards.
-	glance = 20 * time.Microsecond
 	// peeks bounds how often the CPUs are asked until one is outside its guest,
 	// and peekPause is the time between.
 	peeks     = 4
 	peekPause = 2 * time.Millisecond
 )
 
-// AwaitQuiet waits until the machine can be stopped, as far as that can be known,
-// for lull in most cases and quietLimit at most. A machine that stands still is
-// not waited for.
-func (s *Session) AwaitQuiet(ctx context.Context) {
-	d := s.watched(ctx)
-	if d == nil {
-		return
+// ExpectStop says that the next stop is that of a machine that runs: the backend
+// waits for a good moment before it. What is needed for that is found out now.
+func (s *Session) ExpectStop(ctx context.Context) { s.expected.Store(s.watched(ctx)) }
+
+// awaitExpected is what the backend calls before a stop.
+func (s *Session) awaitExpected(ctx context.Context) {
+	if d := s.expected.Swap(nil); d != nil {
+		awaitQuiet(ctx, d)
 	}
+}
+
+// awaitQuiet waits until the machine can be stopped, as far as that can be known,
+// for lull in most cases and quietLimit at most. It looks without a pause: a
+// delivery takes some microseconds, and its end is the best moment there is.
+func awaitQuiet(ctx context.Context, d *nested.Deliveries) {
 	begin := time.Now()
-	for pending := false; ; time.Sleep(glance) {
+	for pending := false; ; runtime.Gosched() {
 		now := d.Pending()
 		if pending && !now {
 			return

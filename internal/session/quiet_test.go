@@ -15,6 +15,14 @@ type peekedSim struct {
 	*sim
 	harmless bool
 	peeks    int
+	before   func(context.Context)
+}
+
+func (s *peekedSim) BeforeStop(f func(context.Context)) { s.before = f }
+
+func (s *peekedSim) CPUs(ctx context.Context) ([]*arch.Registers, error) {
+	s.before(ctx)
+	return s.sim.CPUs(ctx)
 }
 
 func (s *peekedSim) Peek(ctx context.Context) ([]*arch.Registers, error) {
@@ -22,7 +30,7 @@ func (s *peekedSim) Peek(ctx context.Context) ([]*arch.Registers, error) {
 	if s.harmless {
 		return nil, nil
 	}
-	return s.CPUs(ctx)
+	return s.sim.CPUs(ctx)
 }
 
 // TestAwaitQuiet has only lower bounds of times: the machine that tests run on
@@ -49,7 +57,7 @@ func TestAwaitQuiet(t *testing.T) {
 			b := &peekedSim{sim: newSim(1), harmless: !c.harm}
 			s := session.New(b)
 			if !c.harm {
-				s.AwaitQuiet(t.Context()) // learns it
+				s.ExpectStop(t.Context()) // learns it
 			}
 			if _, err := s.Look(t.Context(), session.Full); err != nil {
 				t.Fatal(err)

@@ -169,6 +169,7 @@ func (d *Debugger) stepOver(ctx context.Context, ev Event) (*Stop, error) {
 // Interrupt asks a running machine to stop. Any goroutine may call it.
 func (d *Debugger) Interrupt() error {
 	d.interrupt.set()
-	d.AwaitQuiet(context.Background())
+	d.ExpectStop(context.Background())
+	d.awaitExpected(context.Background())
 	return d.stub.Interrupt()
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/linux"
@@ -29,8 +30,9 @@ type Session struct {
 	lives   map[string]*liveMachine  // by machine name; guarded by mu
 	numbers map[string]int           // process numbers by machine name; guarded by mu
 
-	deliveries *nested.Deliveries // to look at before a stop; nil: not known; guarded by mu
-	harmless   bool               // the backend's stops hurt nobody; guarded by mu
+	expected   atomic.Pointer[nested.Deliveries] // for the stop that is expected
+	deliveries *nested.Deliveries                // to look at before a stop; nil: not known; guarded by mu
+	harmless   bool                              // the backend's stops hurt nobody; guarded by mu
 }
 
 type kernelResult struct {
@@ -45,12 +47,16 @@ type kernelResult struct {
 
 // New returns a session that has not looked yet.
 func New(b Backend) *Session {
-	return &Session{
+	s := &Session{
 		backend: b,
 		kernels: make(map[string]*kernelResult),
 		lives:   make(map[string]*liveMachine),
 		numbers: make(map[string]int),
 	}
+	if p, ok := b.(Peeker); ok {
+		p.BeforeStop(s.awaitExpected)
+	}
+	return s
 }
 
 // Effort says how much a look may cost.
@@ -80,7 +86,7 @@ func (s *Session) Look(ctx context.Context, effort Effort) (*machine.Tower, erro
 // look is Look when it is known whether the machine runs.
 func (s *Session) look(ctx context.Context, effort Effort, running bool) (*machine.Tower, error) {
 	if running {
-		s.AwaitQuiet(ctx)
+		s.ExpectStop(ctx)
 	}
 	cpus, err := s.backend.CPUs(ctx)
 	if err != nil {

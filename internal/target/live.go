@@ -63,7 +63,7 @@ func (l *Live) Arch() *arch.Arch { return l.arch }
 func (l *Live) Memory() machine.PhysMemory { return l.qemu.RAM() }
 
 // Pause stops a machine that runs; resume lets it run on, also after ctx has ended.
-// Callers choose the moment: session.Session.AwaitQuiet.
+// The session may be asked for a good moment before: session.Session.ExpectStop.
 func (l *Live) Pause(ctx context.Context) (resume func() error, err error) {
 	resume = func() error { return gone(l.qemu.ContMachine(context.WithoutCancel(ctx))) }
 	if err := l.qemu.StopMachine(ctx); err != nil {
@@ -91,6 +91,9 @@ func (l *Live) CPUs(ctx context.Context) ([]*arch.Registers, error) {
 	}
 	return s.CPUs, nil
 }
+
+// BeforeStop implements session.Peeker.
+func (l *Live) BeforeStop(f func(context.Context)) { l.qemu.BeforeStop(f) }
 
 // peeked are the registers that lead to page tables, by arch's names and QEMU's.
 var peeked = map[string]string{"cr0": "CR0", "cr3": "CR3", "cr4": "CR4", "efer": "EFER", "rip": "RIP"}

@@ -12,8 +12,8 @@ import (
 type SaveOptions struct {
 	// Live lets the machine run on while its memory is copied.
 	Live bool
-	// Quiet waits for a moment at which a running machine can be stopped.
-	Quiet func(context.Context)
+	// Expect is told before a running machine is stopped.
+	Expect func(context.Context)
 	// Progress is told bytes done and in all, from several goroutines; nil: nobody asks.
 	Progress func(done, all uint64)
 }
@@ -33,7 +33,7 @@ func (l *Live) Save(ctx context.Context, dir string, opt SaveOptions) (m *snapsh
 		return nil, err
 	}
 	if running {
-		opt.Quiet(ctx)
+		opt.Expect(ctx)
 	}
 	begin := time.Now()
 	resume := func() error { return nil }

@@ -239,8 +239,10 @@ func pause(t testing.TB, l *lab.Lab) {
 		t.Fatal(err)
 	}
 	defer live.Close()
-	session.New(live).AwaitQuiet(context.Background())
-	qmpCommand(t, l, "stop")
+	session.New(live).ExpectStop(context.Background())
+	if _, err := live.Pause(context.Background()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // ownLab boots a lab for one test, which may break it.
