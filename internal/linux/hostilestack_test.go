@@ -26,6 +26,9 @@ func unwindAll(t *testing.T, k *Kernel, stack object, regs *arch.Registers) {
 			frames[i].Symbolize(k)
 		}
 		u.Task(&Task{PID: 1, Stack: mem.Virt(stack.va), SP: mem.Virt(stack.va + 0x100)})
+		if frames, err := u.Lost(&Task{PID: 1, Stack: mem.Virt(stack.va)}); err == nil && len(frames) < lostLeast {
+			t.Fatalf("a chain of %d frames", len(frames))
+		}
 	}
 }
 

@@ -123,6 +123,27 @@ func TestUnwindCPU(t *testing.T) {
 	}
 }
 
+// A stack without a chain of calls to its end gives no frames, and a jump is one of the
+// whole instruction.
+func TestLost(t *testing.T) {
+	s, stack := newStackFake(t)
+	fakeStack(stack) // its return addresses stand behind no call
+	u := s.find().Unwinder()
+	for _, task := range []Task{{PID: 7, Stack: mem.Virt(stack.va)}, {PID: 8}, {PID: 9, Stack: 0xffffc90000dead00}} {
+		if frames, err := u.Lost(&task); err == nil || frames != nil {
+			t.Errorf("task %d: %v, %v", task.PID, frames, err)
+		}
+	}
+	for _, test := range []struct {
+		code []byte
+		want uint64
+	}{{[]byte{0xe9, 0xfb, 0xff, 0xff, 0xff}, 0x1000}, {[]byte{0xe9, 0, 1, 0, 0}, 0x1105}, {[]byte{0xe8, 0, 1, 0, 0}, 0}} {
+		if got, ok := x86JumpAt(test.code, 0x1000); got != test.want || ok != (test.want != 0) {
+			t.Errorf("% x: %#x, %v", test.code, got, ok)
+		}
+	}
+}
+
 func TestUnwindTask(t *testing.T) {
 	s, stack := newStackFake(t)
 	module := s.textOf[0].va

@@ -34,6 +34,9 @@ type layout struct {
 	// return address. target is 0 if the call is indirect.
 	callBefore func(code []byte, returns uint64) (target uint64, ok bool)
 	callMax    int // bytes of the longest call instruction
+	// jumpAt decodes a direct jump of jumpMax bytes at the start of code.
+	jumpAt  func(code []byte, pc uint64) (target uint64, ok bool)
+	jumpMax int
 
 	kvm []kvmFlavour // KVM's vendor modules
 	// kvmRegs are the names of struct kvm_vcpu_arch.regs[] in its order.
@@ -83,6 +86,8 @@ var x86 = layout{
 
 	callBefore: x86CallBefore,
 	callMax:    7,
+	jumpAt:     x86JumpAt,
+	jumpMax:    5,
 
 	kvm: []kvmFlavour{kvmSVM, kvmVMX},
 	// Linux 6.1 arch/x86/include/asm/kvm_host.h, enum kvm_reg.

@@ -59,6 +59,10 @@ type stacks interface {
 	TaskOn(*arch.Registers) (linux.Task, error)
 	CPU(*arch.Registers) ([]linux.Frame, error)
 	Task(*linux.Task) ([]linux.Frame, error)
+	// Current is the task on a CPU of the kernel, as the kernel says.
+	Current(cpu int) (linux.Task, error)
+	// Lost is a guess at the stack of a task that ran on a CPU without registers.
+	Lost(*linux.Task) ([]linux.Frame, error)
 	Place(*linux.Frame) (linux.Place, bool)
 	// Problems are those of the stacks so far.
 	Problems() []linux.Problem
@@ -72,6 +76,7 @@ type kernelStacks struct {
 
 func (s kernelStacks) CPU(regs *arch.Registers) ([]linux.Frame, error) { return s.unwinder.CPU(regs) }
 func (s kernelStacks) Task(t *linux.Task) ([]linux.Frame, error)       { return s.unwinder.Task(t) }
+func (s kernelStacks) Lost(t *linux.Task) ([]linux.Frame, error)       { return s.unwinder.Lost(t) }
 func (s kernelStacks) Place(f *linux.Frame) (linux.Place, bool)        { return f.Symbolize(s.Kernel) }
 func (s kernelStacks) Problems() []linux.Problem                       { return s.unwinder.Problems }
 
@@ -93,7 +98,11 @@ func newBacktracer(m *machine.Machine, from stacks) *Backtracer {
 		current: map[int]*linux.Task{}}
 	for _, c := range m.CPUs {
 		// A CPU that hosts a guest does not say where its own data is.
-		if t, err := from.TaskOn(c.Regs); err == nil {
+		t, err := from.TaskOn(c.Regs)
+		if c.State == machine.Lost { // its number is the kernel's: there is nothing else to number it by
+			t, err = from.Current(c.Index)
+		}
+		if err == nil {
 			b.current[c.Index] = &t
 		}
 	}
@@ -112,8 +121,23 @@ func (b *Backtracer) Report() *Backtraces {
 func (b *Backtracer) CPU(c *machine.CPU) {
 	index := c.Index
 	s := Stack{CPU: &index, State: c.State.String(), Task: taskName(b.current[c.Index])}
+	if t := b.current[c.Index]; t != nil && c.State == machine.Lost {
+		b.lost(s, t)
+		return
+	}
 	frames, err := b.stacks.CPU(c.Regs)
 	b.add(s, frames, err)
+}
+
+// lost adds what can be made of the stack of a task that ran on a CPU whose registers
+// are not known.
+func (b *Backtracer) lost(s Stack, t *linux.Task) {
+	why := fmt.Errorf("it runs on CPU %d of the kernel, whose registers are not known", t.CPU)
+	frames, err := b.stacks.Lost(t)
+	if err == nil {
+		why = fmt.Errorf("a guess from what is on its stack, where the innermost may be old: %w", why)
+	}
+	b.add(s, frames, why)
 }
 
 // Task adds the backtraces of the tasks with a number, most often one. A task
@@ -171,7 +195,7 @@ func (b *Backtracer) task(t *linux.Task) {
 	}
 	s := Stack{State: t.State, Task: taskName(t)}
 	if t.OnCPU {
-		b.add(s, nil, fmt.Errorf("it runs on CPU %d of the kernel, whose registers are not known", t.CPU))
+		b.lost(s, t)
 		return
 	}
 	frames, err := b.stacks.Task(t)

@@ -40,6 +40,22 @@ func (s *fakeStacks) TaskOn(regs *arch.Registers) (linux.Task, error) {
 	return linux.Task{}, linux.ErrNotFound
 }
 
+func (s *fakeStacks) Current(cpu int) (linux.Task, error) {
+	for _, t := range s.tasks {
+		if t.OnCPU && t.CPU == cpu {
+			return t, nil
+		}
+	}
+	return linux.Task{}, linux.ErrNotFound
+}
+
+func (s *fakeStacks) Lost(t *linux.Task) ([]linux.Frame, error) {
+	if t.Stack == 0 {
+		return nil, linux.ErrNotFound
+	}
+	return s.frames[t.Stack], nil
+}
+
 func (s *fakeStacks) CPU(regs *arch.Registers) ([]linux.Frame, error) {
 	pc, _ := regs.PC()
 	return s.frames[mem.Virt(pc)], s.errs[mem.Virt(pc)]

@@ -339,12 +339,53 @@ func TestCrashFromMemoryAlone(t *testing.T) {
 	checkDeadRefuses(t, memory)
 }
 
+// TestL1CrashFromMemoryAlone: the same of L1. The registers of its CPUs are gone; the
+// stack of the task that crashed is a guess, and says so.
+func TestL1CrashFromMemoryAlone(t *testing.T) {
+	l := ownLab(t, lab.Options{Name: *prefix + "-l1crash", Append: "panic=0"})
+	ask(t, l, "l1", "crash")
+	eventually(t, "L1 panics", time.Minute, func() bool {
+		return strings.Contains(nestdbg(t, on(l, "-m", "l1", "dmesg")...).stdout, "end Kernel panic")
+	})
+	memory := l.MemoryFile + ".left"
+	if err := os.Link(l.MemoryFile, memory); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(memory)
+	if err := syscall.Kill(l.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "QEMU ends", endLimit, func() bool { return syscall.Kill(l.PID, 0) != nil })
+	if log := nestdbg(t, "-t", memory, "-m", "l1", "dmesg").stdout; !strings.Contains(log, "Kernel panic - not syncing: sysrq triggered crash") {
+		t.Errorf("L1's log ends with\n%s", log[max(0, len(log)-2000):])
+	}
+	stacks := nestdbg(t, "-t", memory, "-m", "l1", "bt", "--all").stdout
+	i := strings.Index(stacks, "sysrq_handle_crash")
+	if i < 0 {
+		t.Fatalf("no stack of the task that crashed:\n%s", stacks)
+	}
+	begin, end := strings.LastIndex(stacks[:i], "\n\n"), strings.Index(stacks[i:], "\n\n")
+	crashed := stacks[max(begin, 0) : i+end]
+	checkFrames(t, crashed, " ? sysrq_handle_crash+", " ? write_sysrq_trigger+", " ? vfs_write+", " ? ksys_write+",
+		" ? entry_SYSCALL_64_after_hwframe+", " ? user mode", "a guess from what is on its stack")
+	// Its guest is as it was left.
+	if r := nestdbg(t, "-t", memory, "-m", "vm0", "ps"); r.status != 0 || !strings.Contains(r.stdout, "nestdbg") {
+		t.Errorf("vm0's processes: %+v", r)
+	}
+}
+
 // checkCrashStack: the frames from panic down to the system call, in this order.
 func checkCrashStack(t *testing.T, text string) {
 	t.Helper()
+	checkFrames(t, text, " panic+", " sysrq_handle_crash+", " write_sysrq_trigger+", " vfs_write+", " ksys_write+",
+		" entry_SYSCALL_64_after_hwframe+", "user mode")
+}
+
+// checkFrames: these are in the text, in this order.
+func checkFrames(t *testing.T, text string, frames ...string) {
+	t.Helper()
 	rest := text
-	for _, frame := range []string{" panic+", " sysrq_handle_crash+", " write_sysrq_trigger+", " vfs_write+", " ksys_write+",
-		" entry_SYSCALL_64_after_hwframe+", "user mode"} {
+	for _, frame := range frames {
 		_, after, ok := strings.Cut(rest, frame)
 		if !ok {
 			t.Fatalf("no%s where it belongs:\n%s", frame, text)
