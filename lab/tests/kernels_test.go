@@ -79,10 +79,20 @@ func checkKernel(t *testing.T, version string) {
 	for _, q := range machineQuestions {
 		for _, m := range l.Machines {
 			t.Run(q.name+"/"+m.Name, func(t *testing.T) { q.check(t, l, m.Name) })
+			stopIfDead(t, l)
 		}
 	}
 	for _, q := range labQuestions {
 		t.Run(q.name, func(t *testing.T) { q.check(t, l) })
+		stopIfDead(t, l)
+	}
+}
+
+// stopIfDead ends a test of many questions at the first that lost a guest.
+func stopIfDead(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	if t.Failed() && casualty(t, l, true) != "" {
+		t.FailNow()
 	}
 }
 

@@ -260,7 +260,7 @@ func ownLab(t testing.TB, o lab.Options) *lab.Lab {
 
 // askLimit bounds the wait for an agent's answer: nested guests on a busy
 // machine take their time.
-const askLimit = 3 * time.Minute
+const askLimit = 90 * time.Second
 
 // ask asks the agent of a machine, or fails the test.
 func ask(t testing.TB, l *lab.Lab, machine, request string) string {
