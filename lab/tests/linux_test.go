@@ -395,7 +395,7 @@ func checkStacks(t *testing.T, l *lab.Lab, name string) {
 func TestStackOfHost(t *testing.T) { checkStackOfHost(t, sharedLab(t, "kaslr")) }
 
 func checkStackOfHost(t *testing.T, l *lab.Lab) {
-	ask(t, l, "vm0", "exec (timeout 10 sh -c 'while :; do :; done' > /dev/null 2>&1 &)")
+	keepBusy(t, l, "vm0", ":")
 	want := []string{"__svm_vcpu_run", "kvm_arch_vcpu_ioctl_run", "do_syscall_64", "entry_SYSCALL_64_after_hwframe"}
 	found := false
 	eventually(t, "a CPU of l1 that hosts vm0", commandLimit, func() bool {
@@ -428,7 +428,7 @@ func checkStackOfHost(t *testing.T, l *lab.Lab) {
 func TestStackOfCPU(t *testing.T) { checkStackOfCPU(t, sharedLab(t, "kaslr")) }
 
 func checkStackOfCPU(t *testing.T, l *lab.Lab) {
-	ask(t, l, "vm0", "exec (timeout 8 sh -c 'while :; do cat /proc/self/maps; done' > /dev/null 2>&1 &)")
+	keepBusy(t, l, "vm0", "cat /proc/self/maps")
 	kinds := map[string]int{}
 	for range 12 {
 		for _, s := range decode[stackReport](t, must(t, l, "bt", "--json", "-m", "vm0")).Stacks {

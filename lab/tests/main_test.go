@@ -286,6 +286,14 @@ func ask(t testing.TB, l *lab.Lab, machine, request string) string {
 	return string(answer)
 }
 
+// keepBusy makes a guest repeat a command until the end of the test. No longer: a
+// guest that computes is the one that a stop can cost; see session.Peeker.
+func keepBusy(t testing.TB, l *lab.Lab, guest, command string) {
+	t.Helper()
+	pid := strings.TrimSpace(ask(t, l, guest, "exec (while :; do "+command+"; done) > /dev/null 2>&1 & echo $!"))
+	t.Cleanup(func() { ask(t, l, guest, "exec kill -9 "+pid) })
+}
+
 // eventually waits until ok is true, or fails the test.
 func eventually(t testing.TB, what string, limit time.Duration, ok func() bool) {
 	t.Helper()
