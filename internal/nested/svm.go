@@ -155,14 +155,17 @@ func (svmTechnology) entering(cpu *arch.Registers) (mem.Phys, bool) {
 }
 
 // delivering uses what QEMU's emulation leaves of EVENTINJ: delivery clears the
-// valid bit only, and the exit clears the rest (QEMU 7.2 target/i386/tcg,
-// seg_helper.c:do_interrupt_all, sysemu/svm_helper.c:do_vmexit).
+// valid bit only, and the exit clears the rest. The guest's own exceptions are
+// written there too, over it, and end what an interrupt began (QEMU 7.2
+// target/i386/tcg, seg_helper.c:handle_even_inj, do_interrupt_all,
+// sysemu/svm_helper.c:do_vmexit).
 func (svmTechnology) delivering(memory mem.PhysReader, control mem.Phys) bool {
 	var b [4]byte
 	if _, err := memory.ReadPhys(b[:], control+svm.EventInjOffset); err != nil {
 		return false
 	}
-	return b != [4]byte{}
+	const kind = 7
+	return b[0] != 0 && b[1]&kind == injectInterrupt
 }
 
 // Types of an injected event (AMD APM Vol. 2, "Event Injection").

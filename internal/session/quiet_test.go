@@ -51,6 +51,7 @@ func TestAwaitQuiet(t *testing.T) {
 		"for ever":     {event: injected, running: true, harm: true, atLeast: limit, atMost: 10 * limit},
 		"harmless":     {event: injected, running: true, atMost: limit},
 		"it stands":    {event: injected, harm: true, atMost: limit},
+		"an exception": {event: 0xb0e, running: true, harm: true, atLeast: lull, atMost: 45 * time.Millisecond},
 		"valid, to be": {event: 1<<31 | injected, ends: 20 * time.Millisecond, running: true, harm: true, atLeast: 20 * time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -40,9 +41,9 @@ func deadByWord(l *lab.Lab) string {
 	return ""
 }
 
-// hangs reports whether the lab's QEMU is there and does not even greet who comes
-// to its QMP socket: it waits for a CPU that it told to stop (session.Peeker). By
-// now nobody else holds the socket.
+// hangs reports whether the lab's QEMU is there and does not answer on its QMP
+// socket: it waits for a CPU that it told to stop (session.Peeker). By now nobody
+// else holds the socket. The greeting says nothing: another thread sends it.
 func hangs(l *lab.Lab) bool {
 	conn, err := net.Dial("unix", l.QMPPath)
 	if err != nil {
@@ -50,8 +51,15 @@ func hangs(l *lab.Lab) bool {
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(pingLimit))
-	_, err = conn.Read(make([]byte, 1))
-	return errors.Is(err, os.ErrDeadlineExceeded)
+	fmt.Fprintln(conn, `{"execute":"qmp_capabilities"}`)
+	fmt.Fprintln(conn, `{"execute":"query-status","id":"alive"}`)
+	lines := bufio.NewScanner(conn)
+	for lines.Scan() {
+		if strings.Contains(lines.Text(), `"alive"`) {
+			return false
+		}
+	}
+	return errors.Is(lines.Err(), os.ErrDeadlineExceeded)
 }
 
 // casualty says which guest of a lab is dead and how it shows; empty if all live.
