@@ -11,7 +11,7 @@ import (
 // it is stopped at the wrong moment (see session.Peeker). Stopped at any moment,
 // QEMU hung within two hundred stops in two tries of three.
 func TestLooksLeaveABusyGuestAlone(t *testing.T) {
-	const looks = 100
+	const looks = 25
 	l := sharedLab(t, "kaslr")
 	keepBusy(t, l, "vm0", ":")
 	v := look(t, l)
