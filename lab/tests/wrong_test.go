@@ -109,7 +109,7 @@ func TestWrongTarget(t *testing.T) {
 		{fmt.Sprint(os.Getpid()), []string{fmt.Sprint(os.Getpid()), "tests.test"}},
 		{"4194305", []string{"no process 4194305"}},
 		{"/no/such/socket", []string{"/no/such/socket"}},
-		{file, []string{file, "socket"}},
+		{file, []string{file, "it is empty", "no memory of a machine"}},
 		{"example.com:4444", []string{"not on this machine"}},
 		{fmt.Sprint(mute), []string{fmt.Sprint(mute), "-qmp unix:PATH"}},
 	} {
