@@ -26,7 +26,7 @@ type AmbiguousError struct{ Candidates []Process }
 
 func (e *AmbiguousError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d QEMU processes run here, choose one by its PID or QMP socket:", len(e.Candidates))
+	fmt.Fprintf(&b, "%d QEMU processes run here, choose one with -t, by its PID or QMP socket:", len(e.Candidates))
 	for _, p := range e.Candidates {
 		b.WriteString("\n  " + p.String())
 	}

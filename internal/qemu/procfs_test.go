@@ -121,7 +121,7 @@ func TestAmbiguous(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "2 QEMU processes run here, choose one by its PID or QMP socket:\n" +
+	want := "2 QEMU processes run here, choose one with -t, by its PID or QMP socket:\n" +
 		"  PID 5  no QMP socket\n  PID 12  name \"one\"  QMP tcp:127.0.0.1:4444"
 	if got := (&AmbiguousError{all}).Error(); got != want {
 		t.Errorf("got %s\nwant %s", got, want)
