@@ -102,7 +102,7 @@ func TestUnwindStops(t *testing.T) {
 	all, agree := r.total(r.stops), r.total(r.agree)
 	for class, n := range r.stops {
 		t.Logf("%-9s %3d stops, %3d agree", class, n, r.agree[class])
-		if n < all/50 {
+		if n < all/25 {
 			t.Errorf("only %d of %d stops are of class %s", n, all, class)
 		}
 	}
