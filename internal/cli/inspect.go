@@ -58,6 +58,18 @@ func cpuFlag(c *cobra.Command, index *int) {
 	c.Flags().IntVar(index, "cpu", -1, "CPU of the machine (default: one that runs, else the first)")
 }
 
+// cpusOrOne are all CPUs of a machine, or the one that a person chose.
+func (a *app) cpusOrOne(m *machine.Machine, index int) ([]*machine.CPU, error) {
+	if index < 0 {
+		return m.CPUs, nil
+	}
+	one, err := a.cpu(m, index)
+	if err != nil {
+		return nil, err
+	}
+	return []*machine.CPU{one}, nil
+}
+
 // cpu finds the CPU that a person chose, or a good one: in gdb that of the thread
 // that is selected there.
 func (a *app) cpu(m *machine.Machine, index int) (*machine.CPU, error) {
@@ -94,13 +106,9 @@ func (a *app) regsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cpus := m.CPUs
-			if index >= 0 {
-				one, err := a.cpu(m, index)
-				if err != nil {
-					return err
-				}
-				cpus = []*machine.CPU{one}
+			cpus, err := a.cpusOrOne(m, index)
+			if err != nil {
+				return err
 			}
 			return a.show(report.NewRegisters(m, cpus, all))
 		},

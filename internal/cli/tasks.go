@@ -6,7 +6,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"nestdbg/internal/machine"
 	"nestdbg/internal/report"
 )
 
@@ -27,13 +26,9 @@ func (a *app) currentCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cpus := m.CPUs
-			if index >= 0 {
-				one, err := a.cpu(m, index)
-				if err != nil {
-					return err
-				}
-				cpus = []*machine.CPU{one}
+			cpus, err := a.cpusOrOne(m, index)
+			if err != nil {
+				return err
 			}
 			return a.show(report.NewCurrent(m, cpus, k))
 		},

@@ -90,6 +90,9 @@ func casualty(t testing.TB, l *lab.Lab, ask bool) string {
 // whether one died. A test that lost a guest without noticing fails now.
 func autopsy(t testing.TB, l *lab.Lab) bool {
 	t.Helper()
+	if suite.crashed[l] {
+		return false
+	}
 	why := casualty(t, l, t.Failed())
 	if why == "" {
 		return false

@@ -302,24 +302,33 @@ func compareLost(t *testing.T, l *lab.Lab, path string) {
 	}
 }
 
+// crashAndKill makes a machine of the lab crash itself, ends QEMU with kill -9, and
+// returns the memory file that is left for the rest of the test.
+func crashAndKill(t *testing.T, l *lab.Lab, machine string) string {
+	t.Helper()
+	suite.crashed[l] = true
+	ask(t, l, machine, "crash")
+	eventually(t, machine+" panics", time.Minute, func() bool {
+		return strings.Contains(nestdbg(t, on(l, "-m", machine, "dmesg")...).stdout, "end Kernel panic")
+	})
+	memory := l.MemoryFile + ".left" // the lab's end removes the other name
+	if err := os.Link(l.MemoryFile, memory); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(memory) })
+	if err := syscall.Kill(l.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "QEMU ends", endLimit, func() bool { return syscall.Kill(l.PID, 0) != nil })
+	return memory
+}
+
 // TestCrashFromMemoryAlone: L2 dies of sysrq c, then QEMU of kill -9. The memory file
 // alone has L2's last words, the stack of the task that crashed, and its symbols.
 func TestCrashFromMemoryAlone(t *testing.T) {
 	l := ownLab(t, lab.Options{Name: *prefix + "-crash"})
 	want := guestSymbol(t, l, "vm0", "sysrq_handle_crash")
-	ask(t, l, "vm0", "crash")
-	eventually(t, "L2 panics", time.Minute, func() bool {
-		return strings.Contains(nestdbg(t, on(l, "-m", "vm0", "dmesg")...).stdout, "end Kernel panic")
-	})
-	memory := l.MemoryFile + ".left"
-	if err := os.Link(l.MemoryFile, memory); err != nil {
-		t.Fatal(err)
-	}
-	defer os.Remove(memory)
-	if err := syscall.Kill(l.PID, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "QEMU ends", endLimit, func() bool { return syscall.Kill(l.PID, 0) != nil })
+	memory := crashAndKill(t, l, "vm0")
 	dead := func(args ...string) string {
 		t.Helper()
 		r := nestdbg(t, append([]string{"-t", memory}, args...)...)
@@ -347,19 +356,7 @@ func TestCrashFromMemoryAlone(t *testing.T) {
 // stack of the task that crashed is a guess, and says so.
 func TestL1CrashFromMemoryAlone(t *testing.T) {
 	l := ownLab(t, lab.Options{Name: *prefix + "-l1crash", Append: "panic=0"})
-	ask(t, l, "l1", "crash")
-	eventually(t, "L1 panics", time.Minute, func() bool {
-		return strings.Contains(nestdbg(t, on(l, "-m", "l1", "dmesg")...).stdout, "end Kernel panic")
-	})
-	memory := l.MemoryFile + ".left"
-	if err := os.Link(l.MemoryFile, memory); err != nil {
-		t.Fatal(err)
-	}
-	defer os.Remove(memory)
-	if err := syscall.Kill(l.PID, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "QEMU ends", endLimit, func() bool { return syscall.Kill(l.PID, 0) != nil })
+	memory := crashAndKill(t, l, "l1")
 	if log := nestdbg(t, "-t", memory, "-m", "l1", "dmesg").stdout; !strings.Contains(log, "Kernel panic - not syncing: sysrq triggered crash") {
 		t.Errorf("L1's log ends with\n%s", log[max(0, len(log)-2000):])
 	}
