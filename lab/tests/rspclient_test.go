@@ -164,7 +164,10 @@ func (c *client) cont(actions string) stop {
 	c.resume(actions)
 	s, err := c.wait(stopLimit)
 	if err != nil {
-		c.t.Fatalf("vCont;%s: %v", actions, err)
+		// Where everything is meanwhile is what one wants to know then.
+		c.interrupt()
+		late, lateErr := c.wait(pingLimit)
+		c.t.Fatalf("vCont;%s: %v; after an interrupt %q, %v: %s", actions, err, late.text, lateErr, c.monitor("status"))
 	}
 	return s
 }

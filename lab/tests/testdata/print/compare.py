@@ -176,6 +176,8 @@ def values():
 
 
 def main():
+    # A CPU that stopped in the kernel's assembly has gdb spell types as no C.
+    gdb.execute("set language c")
     try:
         numbers = values()
         count, members = layouts()
