@@ -31,7 +31,7 @@ func (a *app) dmesgCommand() *cobra.Command {
 			if follow && a.debugger != nil {
 				return usagef("the machine stands still while gdb is asked; follow its log from a command line")
 			}
-			m, k, err := a.kernelAt(c.Context())
+			m, k, err := a.kernelAside(c.Context())
 			if err != nil {
 				return err
 			}
@@ -57,10 +57,10 @@ func (a *app) dmesgCommand() *cobra.Command {
 	return c
 }
 
-// follower shows a log as it grows. It reads memory only: the state of the CPUs,
-// which stops the machine for a millisecond, is taken again only when memory no longer
-// fits what was known, as when a guest was started anew, and when the log was quiet
-// for a while: a guest that was reset leaves the old kernel in memory, with its log.
+// follower shows a log as it grows. It reads memory only, and looks again, without
+// stopping the machine if that can be helped, when memory no longer fits what was
+// known, as when a guest was started anew, and when the log was quiet for a while: a
+// guest that was reset leaves the old kernel in memory, with its log.
 type follower struct {
 	app     *app
 	machine *machine.Machine
@@ -175,7 +175,7 @@ func (f *follower) poll(ctx context.Context) (linux.LogBatch, error) {
 
 // stillRuns looks at the CPUs: is this the kernel that they run?
 func (f *follower) stillRuns(ctx context.Context) error {
-	if _, err := f.app.session.Look(ctx, session.Quick); err != nil {
+	if _, err := f.app.session.LookAside(ctx); err != nil {
 		return err
 	}
 	m, err := f.app.session.Machine(f.machine.Name)
@@ -215,7 +215,7 @@ func (f *follower) alive() error {
 // kernel, is one that started anew.
 func (f *follower) again(ctx context.Context, why error) error {
 	f.log = nil
-	if _, err := f.app.session.Look(ctx, session.Full); err != nil {
+	if _, err := f.app.session.LookAside(ctx); err != nil {
 		return err
 	}
 	m, err := f.app.session.Machine(f.machine.Name)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -30,12 +31,32 @@ func (a *app) kernelAt(ctx context.Context) (*machine.Machine, *linux.Kernel, er
 	return m, k, err
 }
 
+// kernelAside is kernelAt for questions that need no registers of one moment: a
+// machine that runs is not stopped for them, where that would be a risk to it.
+func (a *app) kernelAside(ctx context.Context) (*machine.Machine, *linux.Kernel, error) {
+	if err := a.open(ctx); err != nil {
+		return nil, nil, err
+	}
+	if a.debugger == nil {
+		if _, err := a.session.LookAside(ctx); err != nil {
+			return nil, nil, err
+		}
+		m, err := a.session.Machine(a.machine)
+		if err == nil {
+			if k, err := a.session.Kernel(m); err == nil {
+				return m, k, nil
+			}
+		}
+	}
+	return a.kernelAt(ctx) // a look at one moment may find more
+}
+
 func (a *app) psCommand() *cobra.Command {
 	var threads bool
 	c := &cobra.Command{
 		Use: "ps", Short: "Tasks of a machine's kernel, with command lines", Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			m, k, err := a.kernelAt(c.Context())
+			m, k, err := a.kernelAside(c.Context())
 			if err != nil {
 				return err
 			}
@@ -54,7 +75,7 @@ func (a *app) lsmodCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "lsmod", Short: "Modules of a machine's kernel: size, place, state, build id", Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			m, k, err := a.kernelAt(c.Context())
+			m, k, err := a.kernelAside(c.Context())
 			if err != nil {
 				return err
 			}
@@ -74,7 +95,11 @@ func (a *app) symCommand() *cobra.Command {
 		Example: "  nestdbg sym schedule\n  nestdbg sym 0xffffffff81234567\n  nestdbg sym '$pc'",
 		Args:    oneArg("a name or an address"),
 		RunE: func(c *cobra.Command, args []string) error {
-			m, k, err := a.kernelAt(c.Context())
+			look := a.kernelAside
+			if strings.Contains(args[0], "$") { // a register
+				look = a.kernelAt
+			}
+			m, k, err := look(c.Context())
 			if err != nil {
 				return err
 			}

@@ -9,15 +9,23 @@ import (
 
 // find finds the kernel of a machine. Where its CPUs do not say which layer their
 // registers are of, as in a dump, or there are none, the paging mode is found with
-// the kernel, by trying, and kept as m.Mode.
-func find(m *machine.Machine, live *liveMachine) (*linux.Kernel, error) {
+// the kernel, by trying, and kept as m.Mode. Memory is searched if the CPUs lead to no
+// kernel and search is set.
+func find(m *machine.Machine, live *liveMachine, search bool) (*linux.Kernel, error) {
+	look := func() (*linux.Kernel, error) {
+		src := source(m, live)
+		if !search {
+			src.Ranges = nil
+		}
+		return linux.Find(src)
+	}
 	if m.Mode != nil || !layersUnknown(m) {
-		return linux.Find(source(m, live))
+		return look()
 	}
 	var errs []error
 	for _, mode := range m.Modes() {
 		m.Mode = mode
-		k, err := linux.Find(source(m, live))
+		k, err := look()
 		if err == nil {
 			m.SetRoot(uint64(k.Root))
 			return k, nil

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"nestdbg/internal/arch"
-	"nestdbg/internal/linux"
 	"nestdbg/internal/machine"
 	"nestdbg/internal/nested"
 )
@@ -104,23 +103,17 @@ func (s *Session) watched(ctx context.Context) *nested.Deliveries {
 	return s.deliveries
 }
 
-// peeked finds the machine's kernel and its guests from registers that are not
-// of one moment. A CPU that is in its guest leads nowhere, another one may not.
-// Preconditions: s.mu is held.
+// peeked finds the guests of the machine's kernel from registers that are not of one
+// moment. Preconditions: s.mu is held.
 func (s *Session) peeked(cpus []*arch.Registers) *nested.Deliveries {
 	root := s.root(cpus)
-	src := source(root, s.live(root))
-	src.Ranges = nil // no search of all memory for this
-	k, err := linux.Find(src)
-	if err != nil {
+	k := s.peekedKernel(root)
+	if k == nil {
 		return nil
 	}
 	d, err := nested.ListedDeliveries(root, k)
 	if err != nil {
 		return nil
-	}
-	if s.kernels[root.Name] == nil {
-		s.kernels[root.Name] = &kernelResult{kernel: k}
 	}
 	return d
 }

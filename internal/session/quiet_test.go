@@ -93,3 +93,19 @@ func TestAwaitQuietKnowsNothing(t *testing.T) {
 		t.Errorf("the CPUs were asked %d times", b.peeks)
 	}
 }
+
+// TestLookAsideFindsNoKernel: where the registers lead to no kernel, and where the
+// machine stands, it is a look like any other.
+func TestLookAsideFindsNoKernel(t *testing.T) {
+	for name, running := range map[string]bool{"it runs": true, "it stands": false} {
+		b := &peekedSim{sim: newSim(1)}
+		b.running = running
+		s := session.New(b)
+		stops := 0
+		b.before = func(context.Context) { stops++ }
+		tower, err := s.LookAside(t.Context())
+		if err != nil || stops != 1 || len(tower.Machines) != 2 || (b.peeks > 0) != running {
+			t.Errorf("%s: %v, %d stops, %d peeks", name, err, stops, b.peeks)
+		}
+	}
+}

@@ -92,10 +92,15 @@ func (s *Session) look(ctx context.Context, effort Effort, running bool) (*machi
 	if err != nil {
 		return nil, err
 	}
+	return s.build(cpus, effort, running), nil
+}
+
+// build makes the tower from the registers of QEMU's machine.
+func (s *Session) build(cpus []*arch.Registers, effort Effort, running bool) *machine.Tower {
 	root := s.root(cpus)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.kernels[root.Name]; r != nil {
+	if r := s.kernels[root.Name]; r != nil && layersUnknown(root) {
 		root.Mode = r.mode
 	}
 	opt := nested.Options{Scan: effort == Full}
@@ -121,7 +126,7 @@ func (s *Session) look(ctx context.Context, effort Effort, running bool) (*machi
 			s.numbers[m.Name] = len(s.numbers) + 1
 		}
 	}
-	return s.tower, nil
+	return s.tower
 }
 
 // Tower is what the last look found, nil before the first.
@@ -199,7 +204,7 @@ func (s *Session) kernel(m *machine.Machine) (*linux.Kernel, error) {
 	if r := s.kernels[m.Name]; r != nil && (r.err != nil && r.fulls == s.fulls || r.err == nil && runs(r.kernel, m)) {
 		return r.kernel, r.err
 	}
-	k, err := find(m, live)
+	k, err := find(m, live, true)
 	s.kernels[m.Name] = &kernelResult{fulls: s.fulls, kernel: k, err: err, mode: m.Mode}
 	return k, err
 }
