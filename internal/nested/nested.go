@@ -53,6 +53,9 @@ type technology interface {
 	// delivering reports whether a control block says that its guest has been
 	// given an event and has not left since; false if it cannot be read.
 	delivering(memory mem.PhysReader, control mem.Phys) bool
+	// describe decodes a control block for people. It takes any page, also one that is
+	// not plausible: what is wrong with it is what is asked.
+	describe(parent *machine.Machine, page []byte) (*Description, error)
 	// quickReject says that a page is no control block, at the cost of a cache line.
 	quickReject(page []byte) bool
 	// parse decodes a page that may be a control block; ok is its plausibility.

@@ -23,11 +23,13 @@ const (
 	eferDefined = 1<<0 | 1<<8 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14 | 1<<15 | 1<<17 | 1<<18 | 1<<20 | 1<<21
 
 	cr0PE = 1 << 0
+	cr0WP = 1 << 16
 	cr0NW = 1 << 29
 	cr0CD = 1 << 30
 	cr0PG = 1 << 31
 
 	cr4PAE = 1 << 5
+	cr4CET = 1 << 23
 	// VME..PGE PCE OSFXSR OSXMMEXCPT UMIP LA57, FSGSBASE PCIDE OSXSAVE, SMEP SMAP PKE CET
 	cr4Defined = 0x1fff | 1<<16 | 1<<17 | 1<<18 | 1<<20 | 1<<21 | 1<<22 | 1<<23
 

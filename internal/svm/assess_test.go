@@ -141,12 +141,14 @@ func TestChecks(t *testing.T) {
 		"long mode with paging has CR0.PE":              {"CR0": 0x80050032},
 		"CS.L and CS.D are not both 1 in long mode":     {"CS attrib": 0xe9b},
 		"the I/O permission map has a physical address": {"IOPM": 1 << 52},
-		"the MSR permission map has a physical address": {"MSRPM": 1 << 63},
+		"the MSR permission map has a physical address": {"MSRPM": 1<<52 - 4096},
 		"N_CR3 is a physical address":                   {"nCR3": 1 << 52},
 		"the injected event is one that can be":         {"EVENTINJ": 1<<31 | 1<<8 | 0x20},
+		"G_PAT has memory types only":                   {"G_PAT": 0x0007040600070402},
+		"CR4.CET needs CR0.WP":                          {"CR4": 1<<23 | 0x711eb0, "CR0": 0x80040033},
 	} {
 		for _, c := range view(t, svmtest.VMCB(values)).Checks() {
-			if c.OK == (c.Name == failing) || c.Seen == "" {
+			if c.OK == (c.Name == failing) || c.Seen == "" || c.Wrong == "" {
 				t.Errorf("with %v: %+v", values, c)
 			}
 		}

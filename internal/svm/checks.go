@@ -4,9 +4,10 @@ import "fmt"
 
 // Check is one condition under which VMRUN refuses a VMCB.
 type Check struct {
-	Name string // the condition that must hold, in words
-	OK   bool
-	Seen string // the values it was judged by
+	Name  string // the condition that must hold, in words
+	Wrong string // what is wrong if it does not, as the manual lists it
+	OK    bool
+	Seen  string // the values it was judged by
 }
 
 // Checks applies the checks of VMRUN (APM Vol. 2, "Canonicalization and
@@ -20,27 +21,34 @@ func (v *VMCB) Checks() []Check {
 	inj, iopm, msrpm := v.u64(offEventInj), uint64(v.IOPM()), uint64(v.MSRPM())
 	modes := fmt.Sprintf("EFER %#x, CR0 %#x, CR4 %#x", efer, cr0, cr4)
 	return []Check{
-		{"VMRUN is intercepted", v.u32(offIntercept4)&interceptVMRUN != 0,
+		{"VMRUN is intercepted", "VMRUN intercept clear", v.u32(offIntercept4)&interceptVMRUN != 0,
 			seen("intercepts", uint64(v.u32(offIntercept4)))},
-		{"ASID is not 0", v.ASID() != 0, seen("ASID", uint64(v.ASID()))},
-		{"EFER.SVME is 1", efer&eferSVME != 0, seen("EFER", efer)},
-		{"EFER has no undefined bit", efer&^eferDefined == 0, seen("EFER", efer)},
-		{"CR0.NW is 0 unless CR0.CD is 1", cr0&cr0NW == 0 || cr0&cr0CD != 0, seen("CR0", cr0)},
-		{"CR0 has 32 bits", cr0>>32 == 0, seen("CR0", cr0)},
-		{"CR3 has no reserved bit", efer&eferLMA == 0 || cr3&^physMask == 0, seen("CR3", cr3)},
-		{"CR4 has no undefined bit", cr4&^cr4Defined == 0, seen("CR4", cr4)},
-		{"DR6 has 32 bits", v.u64(offDR6)>>32 == 0, seen("DR6", v.u64(offDR6))},
-		{"DR7 has 32 bits", v.u64(offDR7)>>32 == 0, seen("DR7", v.u64(offDR7))},
-		{"long mode with paging has CR4.PAE", !long || cr4&cr4PAE != 0, modes},
-		{"long mode with paging has CR0.PE", !long || cr0&cr0PE != 0, modes},
-		{"CS.L and CS.D are not both 1 in long mode", !long || cr4&cr4PAE == 0 || cs&csLD != csLD,
+		{"ASID is not 0", "ASID 0", v.ASID() != 0, seen("ASID", uint64(v.ASID()))},
+		{"EFER.SVME is 1", "EFER.SVME clear", efer&eferSVME != 0, seen("EFER", efer)},
+		{"EFER has no undefined bit", "EFER has a reserved bit set", efer&^eferDefined == 0, seen("EFER", efer)},
+		{"CR0.NW is 0 unless CR0.CD is 1", "CR0.CD clear with NW set", cr0&cr0NW == 0 || cr0&cr0CD != 0, seen("CR0", cr0)},
+		{"CR0 has 32 bits", "CR0 has a bit above 31 set", cr0>>32 == 0, seen("CR0", cr0)},
+		{"CR3 has no reserved bit", "CR3 has a reserved bit set", efer&eferLMA == 0 || cr3&^physMask == 0, seen("CR3", cr3)},
+		{"CR4 has no undefined bit", "CR4 has a reserved bit set", cr4&^cr4Defined == 0, seen("CR4", cr4)},
+		{"DR6 has 32 bits", "DR6 has a bit above 31 set", v.u64(offDR6)>>32 == 0, seen("DR6", v.u64(offDR6))},
+		{"DR7 has 32 bits", "DR7 has a bit above 31 set", v.u64(offDR7)>>32 == 0, seen("DR7", v.u64(offDR7))},
+		{"long mode with paging has CR4.PAE", "EFER.LME and CR0.PG set with CR4.PAE clear", !long || cr4&cr4PAE != 0, modes},
+		{"long mode with paging has CR0.PE", "EFER.LME and CR0.PG set with CR0.PE clear", !long || cr0&cr0PE != 0, modes},
+		{"CS.L and CS.D are not both 1 in long mode", "CS.L and CS.D both set in long mode", !long || cr4&cr4PAE == 0 || cs&csLD != csLD,
 			seen("CS.attrib", uint64(cs))},
-		{"the I/O permission map has a physical address", iopm&^physMask == 0, seen("IOPM_BASE_PA", iopm)},
-		{"the MSR permission map has a physical address", msrpm&^physMask == 0, seen("MSRPM_BASE_PA", msrpm)},
-		{"N_CR3 is a physical address", !v.NestedPaging() || v.NCR3()&^physMask == 0, seen("N_CR3", v.NCR3())},
-		{"the injected event is one that can be", legalEvent(inj), seen("EVENTINJ", inj)},
+		{"the I/O permission map has a physical address", "I/O permission map beyond physical memory", extends(iopm, 12<<10), seen("IOPM_BASE_PA", iopm)},
+		{"the MSR permission map has a physical address", "MSR permission map beyond physical memory", extends(msrpm, 8<<10), seen("MSRPM_BASE_PA", msrpm)},
+		{"N_CR3 is a physical address", "N_CR3 has a reserved bit set", !v.NestedPaging() || v.NCR3()&^physMask == 0, seen("N_CR3", v.NCR3())},
+		{"G_PAT has memory types only", "G_PAT has a reserved memory type", !v.NestedPaging() || patLegal(v.u64(offGPAT)),
+			seen("G_PAT", v.u64(offGPAT))},
+		{"CR4.CET needs CR0.WP", "CR4.CET set with CR0.WP clear", cr4&cr4CET == 0 || cr0&cr0WP != 0, modes},
+		{"the injected event is one that can be", "illegal event injection", legalEvent(inj), seen("EVENTINJ", inj)},
 	}
 }
+
+// extends reports whether a permission map of size bytes ends within what addresses can
+// be; the processor ignores the lower 12 bits.
+func extends(at, size uint64) bool { return at&^physMask == 0 && at&^0xfff <= physMask+1-size }
 
 const csLD = 1<<9 | 1<<10 // L and D/B in a segment's attrib
 

@@ -32,7 +32,9 @@ func FuzzParse(f *testing.F) {
 		}
 		for _, f := range v.Fields() {
 			f.Uint()
+			f.Meaning()
 		}
+		v.ExitDetails()
 		v.Checks()
 		if _, ok := v.Registers().PC(); ok == (v.u64(offNPEnable)&sevESEnable != 0) {
 			t.Fatalf("RIP known %v", ok)
