@@ -165,6 +165,7 @@ func (c *client) cont(actions string) stop {
 	s, err := c.wait(stopLimit)
 	if err != nil {
 		// Where everything is meanwhile is what one wants to know then.
+		c.conn.SetDeadline(time.Now().Add(pingLimit))
 		c.interrupt()
 		late, lateErr := c.wait(pingLimit)
 		c.t.Fatalf("vCont;%s: %v; after an interrupt %q, %v: %s", actions, err, late.text, lateErr, c.monitor("status"))

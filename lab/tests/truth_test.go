@@ -54,11 +54,12 @@ func addressKey(l *lab.Lab, machine string) string {
 	return fmt.Sprint(l.PID, " ", l.Dir, " ", machine)
 }
 
-// remember keeps the symbols of a kernel for guestSymbol.
+// remember keeps the symbols of a kernel for guestSymbol: of several with one name
+// the first, as guestSymbol finds it in the guest.
 func remember(l *lab.Lab, machine string, list []symbol) {
 	known := make(map[string]uint64)
 	for _, s := range list {
-		if s.module == "" {
+		if _, ok := known[s.name]; !ok && s.module == "" {
 			known[s.name] = s.addr
 		}
 	}
