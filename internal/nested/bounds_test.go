@@ -49,7 +49,7 @@ func TestLookalikesAreBounded(t *testing.T) {
 	m.Phys = ram
 	found := make(map[mem.Phys]*candidate)
 	var problems []string
-	scan(m, svmTechnology{}, found, func(f string, _ ...any) { problems = append(problems, f) })
+	scan(m, svmTechnology{}, found, Options{}, func(f string, _ ...any) { problems = append(problems, f) })
 	if len(found) != maxFound {
 		t.Errorf("%d pages, want %d", len(found), maxFound)
 	}
@@ -79,7 +79,7 @@ func TestSplit(t *testing.T) {
 
 // Ranges need not begin and end with pages; what is not a whole page is not
 // looked at, and the end of the address space is an end.
-func TestScanRange(t *testing.T) {
+func TestSweepPiece(t *testing.T) {
 	last := ^uint64(0)
 	ram := memtest.NewMemory(mem.Range{First: 0, Last: 0x7fff}, mem.Range{First: last - 0x1fff, Last: last})
 	page := svmtest.VMCB(nil)
@@ -99,13 +99,8 @@ func TestScanRange(t *testing.T) {
 		{mem.Range{First: last - 0x1fff, Last: last}, []mem.Phys{mem.Phys(last - 0xfff)}},
 		{mem.Range{First: last - 5, Last: last}, nil},
 	} {
-		hits := make(chan mem.Phys, 8)
-		scanRange(m, svmTechnology{}, c.in, hits)
-		close(hits)
-		var got []mem.Phys
-		for a := range hits {
-			got = append(got, a)
-		}
+		sw := sweeper{phys: m.Phys, tests: []pageTest{svmTechnology{}.quickReject}}
+		got := sw.piece(c.in)[0]
 		if len(got) != len(c.want) {
 			t.Errorf("%v: %#x, want %#x", c.in, got, c.want)
 			continue

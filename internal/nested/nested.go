@@ -24,6 +24,12 @@ type Options struct {
 	// Scan looks through all memory for control blocks. Without it only those
 	// are used that a CPU points at, the hypervisor lists, or were known before.
 	Scan bool
+	// Progress is told how far a search of memory is; it may be nil.
+	Progress Progress
+	// Hints are what the person says is there.
+	Hints []Hint
+
+	sweeps *sweeps // of the search under way
 }
 
 // technology is one hardware interface for nested machines (SVM, VMX).
@@ -69,6 +75,10 @@ type controlBlock struct {
 	root     mem.Phys
 	why      string // the last exit, in words
 	evidence []string
+	against  []string    // what a control block would have that this has not
+	score    int         // how many rules of the format it follows,
+	of       int         // of how many
+	fault    *StageFault // that the guest left with, or nil
 }
 
 // technologies by architecture; a new one is a row.
@@ -108,6 +118,10 @@ type candidate struct {
 	source   string                // of block's registers, if a CPU executes it
 	fill     func(*arch.Registers) // adds registers that the hypervisor keeps elsewhere
 	evidence []string
+	named    bool   // a CPU says that it entered it last
+	given    bool   // the person says that it is one
+	score    int    // see judge
+	stale    string // why it is not of a guest that is there, or ""
 }
 
 // Build makes the tower above root, whose CPUs hold the device state: the
@@ -115,6 +129,7 @@ type candidate struct {
 // guest by the hypervisor's own.
 func (f *Finder) Build(root *machine.Machine, opt Options) *machine.Tower {
 	t := &machine.Tower{Machines: []*machine.Machine{root}}
+	opt.sweeps = &sweeps{}
 	for _, id := range f.known {
 		id.seen = false
 	}
@@ -143,11 +158,14 @@ func (f *Finder) children(t *machine.Tower, m *machine.Machine, opt Options) {
 	listed, roads := byHypervisor(m, found, opt, problem)
 	if opt.Scan && !listed {
 		for _, tech := range technologies[m.Arch.Name] {
-			scan(m, tech, found, problem)
+			scan(m, tech, found, opt, problem)
 		}
 		byPageState(m, found, opt)
 	}
-	groups := group(m, found, listed)
+	if !listed {
+		judge(m, found)
+	}
+	groups := group(found, listed)
 	if len(groups) > 0 && m.Level >= maxLevel {
 		problem("it has guests at level %d, deeper than anything real", m.Level+1)
 		return
@@ -186,6 +204,7 @@ func executing(m *machine.Machine, tech technology, found map[mem.Phys]*candidat
 		if at, ok := tech.lastUsed(device); ok && found[at] == nil {
 			if cand := inspect(m, tech, at); cand != nil {
 				cand.evidence = append(cand.evidence, fmt.Sprintf("last entered by CPU %d", c.Index))
+				cand.named = true
 				if pc, ok := device.PC(); ok && pc == c.EntryPC {
 					cand.left = device
 				}
@@ -262,13 +281,13 @@ const pageSize = 4096
 // group sorts candidates into machines. Where the hypervisor's list is
 // understood it decides; otherwise CPUs that share a second stage are one
 // machine, and a block that no CPU executes must prove that it is alive.
-func group(m *machine.Machine, found map[mem.Phys]*candidate, listed bool) [][]*candidate {
+func group(found map[mem.Phys]*candidate, listed bool) [][]*candidate {
 	groups := make(map[uint64][]*candidate)
 	for _, c := range found {
-		if listed && !c.fromList && c.on < 0 {
+		if listed && !c.fromList && c.on < 0 && !c.given {
 			continue // the hypervisor does not know it: a freed VM, or memory of a guest
 		}
-		if !listed && c.on < 0 && !alive(m, c) {
+		if c.stale != "" && !c.given {
 			continue
 		}
 		key := c.vm
@@ -286,28 +305,6 @@ func group(m *machine.Machine, found map[mem.Phys]*candidate, listed bool) [][]*
 	}
 	slices.SortFunc(out, func(a, b []*candidate) int { return cmp.Compare(a[0].at, b[0].at) })
 	return out
-}
-
-// alive tells a parked CPU from the remains of one: its program counter must
-// lead through both stages to memory. The instruction bytes are not judged.
-func alive(m *machine.Machine, c *candidate) bool {
-	second := paging.NewSpace(c.block.second.Name, c.block.second, m.Phys, c.block.root)
-	probe := &machine.Machine{Arch: m.Arch, Phys: machine.NewNestedMemory(second)}
-	cpu := &machine.CPU{Regs: c.block.regs}
-	space, err := probe.Space(cpu)
-	if err != nil {
-		return false
-	}
-	pc, ok := c.block.regs.PC()
-	if !ok {
-		return false
-	}
-	var b [1]byte
-	if _, err := space.ReadVirt(b[:], mem.Virt(pc)); err != nil {
-		return false
-	}
-	c.evidence = append(c.evidence, fmt.Sprintf("its program counter %#x leads to memory", pc))
-	return true
 }
 
 // machine turns a group into a nested machine. roads are what the hypervisor said

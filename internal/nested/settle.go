@@ -47,7 +47,7 @@ func settle(m *machine.Machine, opt Options, problem func(string, ...any)) {
 		s.k = opt.Kernel(m)
 	}
 	if len(m.CPUs) == 0 && s.k == nil && opt.Scan {
-		s.guessMode()
+		s.guessMode(opt)
 	}
 	s.learn(opt)
 	if len(m.CPUs) == 0 {
@@ -64,15 +64,15 @@ func settle(m *machine.Machine, opt Options, problem func(string, ...any)) {
 // guessMode finds the paging mode of a hypervisor of which there is nothing but
 // memory: the one in which a guest's program counter leads somewhere. Second stages
 // are in that mode, too.
-func (s *settler) guessMode() {
+func (s *settler) guessMode(opt Options) {
 	for _, mode := range s.m.Modes() {
 		mode.Forget(s.m.RootRegister())
 		s.m.Mode = mode
 		for _, tech := range technologies[s.m.Arch.Name] {
 			found := make(map[mem.Phys]*candidate)
-			scan(s.m, tech, found, s.problem)
+			scan(s.m, tech, found, opt, s.problem)
 			for _, c := range found {
-				if alive(s.m, c) {
+				if confirm(s.m, c) == nil {
 					s.problem("no kernel was found that is understood and no registers: second stages are taken to be %s, in which a %s leads to memory",
 						c.block.second.Name, tech.name())
 					return
@@ -105,7 +105,7 @@ func (s *settler) learn(opt Options) {
 	}
 	for _, tech := range technologies[s.m.Arch.Name] {
 		found := make(map[mem.Phys]*candidate)
-		scan(s.m, tech, found, s.problem)
+		scan(s.m, tech, found, opt, s.problem)
 		for _, at := range slices.Sorted(maps.Keys(found)) {
 			s.entered[-1] = append(s.entered[-1], entered{tech, at, "found by content"})
 		}

@@ -90,6 +90,10 @@ func (svmTechnology) parse(parent *machine.Machine, page []byte) (controlBlock, 
 		root:     format.Root(vmcb.NCR3()),
 		why:      why,
 		evidence: assessment.Evidence,
+		against:  assessment.Against,
+		score:    assessment.Score,
+		of:       assessment.Score + len(assessment.Against),
+		fault:    svmStageFault(vmcb),
 	}, true
 }
 
