@@ -19,7 +19,7 @@ import (
 // ErrBusy is the class of channels that somebody else uses.
 var ErrBusy = errors.New("no answer")
 
-// Ask sends a request to the agent of a machine, l1 or vm0, vm1, ..., and
+// Ask sends a request to the agent of a machine, l1, vm0 or vm0.vm0, and
 // returns its answer. It waits as long as ctx allows, also for a machine that
 // still boots, and for others that ask the same machine. A *wire.RefusedError
 // is what the agent itself has to say.
@@ -58,7 +58,7 @@ func (l *Lab) Ask(ctx context.Context, machine, request string) ([]byte, error) 
 // socket is the path of one of a machine's sockets.
 func (l *Lab) socket(machine, name string) (string, error) {
 	if !IsMachineName(machine) {
-		return "", fmt.Errorf("machine %q: %w: there are l1, vm0, vm1, ...", machine, ErrNotFound)
+		return "", fmt.Errorf("machine %q: %w: there are l1, vm0, vm1, ..., vm0.vm0, ...", machine, ErrNotFound)
 	}
 	return filepath.Join(l.Dir, name), nil
 }

@@ -36,25 +36,25 @@ const agentPath = "/nestdbg"
 var (
 	kvmNeeds     = []string{"irqbypass", "kvm", "kvm-amd"}
 	l1Channel    = []string{"virtio_pci", "virtio_console"}
-	l2Channel    = []string{"virtio_mmio", "virtio_console"}
+	vmChannel    = []string{"virtio_mmio", "virtio_console"}
 	extraModules = []string{"loop", "dummy", "brd", "crc7", "crc-itu-t", "zram"}
 )
 
-// extraCount is how many extra modules L2 loads.
+// extraCount is how many extra modules a VM loads.
 const extraCount = 2
 
-// l2Members is the content of L2's initramfs.
-func l2Members(k *Kernel, host *hostFiles, agentBinary []byte) ([]member, error) {
+// vmMembers is the content of the initramfs of a VM without VMs of its own.
+func vmMembers(k *Kernel, host *hostFiles, agentBinary []byte) ([]member, error) {
 	tree, err := readModuleTree(k.Modules)
 	if err != nil {
 		return nil, err
 	}
-	channel, err := tree.closure(l2Channel...)
+	channel, err := tree.closure(vmChannel...)
 	if err != nil {
-		return nil, fmt.Errorf("kernel %s for L2: %w", k.Release, err)
+		return nil, fmt.Errorf("kernel %s for a VM: %w", k.Release, err)
 	}
 	m := []member{
-		{name: "/init", data: initScript("l2")},
+		{name: "/init", data: initScript(agent.VMRole)},
 		{name: agentPath, data: agentBinary},
 		{name: agent.Busybox, path: host.files[agent.Busybox]},
 	}
@@ -62,33 +62,67 @@ func l2Members(k *Kernel, host *hostFiles, agentBinary []byte) ([]member, error)
 	return append(m, moduleMembers(agent.ExtraGroup, tree.optional(extraCount, extraModules...))...), nil
 }
 
-// l1Members is the content of L1's initramfs, L2's kernel and initramfs included.
-func l1Members(k, vmKernel *Kernel, host *hostFiles, agentBinary, l2 []byte) ([]member, error) {
+// hostMembers makes a machine one that runs VMs: QEMU, KVM, the VMs' kernel and
+// their initramfs.
+func hostMembers(k, vmKernel *Kernel, host *hostFiles, vm []byte) ([]member, error) {
 	tree, err := readModuleTree(k.Modules)
 	if err != nil {
 		return nil, err
 	}
 	kvm, err := tree.closure(kvmNeeds...)
 	if err != nil {
-		return nil, fmt.Errorf("kernel %s for L1: %w", k.Release, err)
+		return nil, fmt.Errorf("kernel %s, which is to run VMs: %w", k.Release, err)
+	}
+	m := []member{
+		{name: agent.VMKernel, path: vmKernel.Image},
+		{name: agent.VMInitramfs, data: vm},
+	}
+	for name, path := range host.files {
+		m = append(m, member{name: name, path: path})
+	}
+	return append(m, moduleMembers(agent.KVMGroup, kvm)...), nil
+}
+
+// l1Members is the content of L1's initramfs, but for what it needs to run VMs.
+func l1Members(k *Kernel, agentBinary []byte) ([]member, error) {
+	tree, err := readModuleTree(k.Modules)
+	if err != nil {
+		return nil, err
 	}
 	channel, err := tree.closure(l1Channel...)
 	if err != nil {
 		return nil, fmt.Errorf("kernel %s for L1: %w", k.Release, err)
 	}
-	m := []member{
-		{name: "/init", data: initScript("l1")},
-		{name: agentPath, data: agentBinary},
-		{name: agent.VMKernel, path: vmKernel.Image},
-		{name: agent.VMInitramfs, data: l2},
+	m := []member{{name: "/init", data: initScript(agent.L1Role)}, {name: agentPath, data: agentBinary}}
+	return append(m, moduleMembers(agent.ChannelGroup, channel)...), nil
+}
+
+// allMembers is the content of L1's initramfs in a lab of a depth: those of the
+// VMs inside VMs are in it, one in the other.
+func allMembers(l1, vm *Kernel, host *hostFiles, agentBinary []byte, depth int) ([]member, error) {
+	members, err := vmMembers(vm, host, agentBinary)
+	for level := depth - 1; level > 0 && err == nil; level-- {
+		var packed bytes.Buffer
+		if err := pack(&packed, members); err != nil {
+			return nil, err
+		}
+		k := vm
+		if level == 1 {
+			k = l1
+			members, err = l1Members(l1, agentBinary)
+		} else {
+			members, err = vmMembers(vm, host, agentBinary)
+		}
+		if err != nil {
+			return nil, err
+		}
+		var more []member
+		more, err = hostMembers(k, vm, host, packed.Bytes())
+		members = append(members, more...)
+		slices.SortFunc(members, func(a, b member) int { return strings.Compare(a.name, b.name) })
+		members = slices.CompactFunc(members, func(a, b member) bool { return a.name == b.name })
 	}
-	for name, path := range host.files {
-		m = append(m, member{name: name, path: path})
-	}
-	m = append(m, moduleMembers(agent.KVMGroup, kvm)...)
-	m = append(m, moduleMembers(agent.ChannelGroup, channel)...)
-	slices.SortFunc(m, func(a, b member) int { return strings.Compare(a.name, b.name) })
-	return m, nil
+	return members, err
 }
 
 // moduleMembers puts modules where the agent looks, in the order of loading.
@@ -140,17 +174,9 @@ const keptInitramfses = 4
 
 // buildInitramfs returns L1's initramfs for these kernels, from the cache if
 // its parts have not changed.
-func buildInitramfs(c cache, l1, vm *Kernel, host *hostFiles, agentBinary []byte,
+func buildInitramfs(c cache, l1, vm *Kernel, host *hostFiles, agentBinary []byte, depth int,
 	progress func(string)) (string, error) {
-	inner, err := l2Members(vm, host, agentBinary)
-	if err != nil {
-		return "", err
-	}
-	var l2 bytes.Buffer
-	if err := pack(&l2, inner); err != nil {
-		return "", err
-	}
-	outer, err := l1Members(l1, vm, host, agentBinary, l2.Bytes())
+	outer, err := allMembers(l1, vm, host, agentBinary, depth)
 	if err != nil {
 		return "", err
 	}

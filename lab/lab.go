@@ -1,6 +1,7 @@
 // Package lab boots real nested guests: L1 a Debian Linux with KVM under
 // QEMU's emulation of AMD SVM, in it one or more L2, Debian Linux too. They are
-// something to debug, for people (nestdbg lab) and for tests (Start).
+// something to debug, for people (nestdbg lab) and for tests (Start). A deeper lab
+// has a VM in each VM.
 package lab
 
 import (
@@ -123,7 +124,7 @@ func (l *Lab) prepare(ctx context.Context, o Options) (files, error) {
 	if err != nil {
 		return files{}, err
 	}
-	initramfs, err := buildInitramfs(c, l1, vm, host, agentBinary, o.Progress)
+	initramfs, err := buildInitramfs(c, l1, vm, host, agentBinary, o.Depth, o.Progress)
 	if err != nil {
 		return files{}, err
 	}
@@ -136,8 +137,15 @@ func (o Options) machines(dir string, l1, vm *Kernel) []Machine {
 	out := []Machine{{Name: L1, CPUs: o.CPUs, MemBytes: o.Memory, Kernel: *l1,
 		Log: filepath.Join(dir, machineLog(L1))}}
 	for i := range o.VMs {
-		out = append(out, Machine{Name: vmName(i), CPUs: o.VMCPUs, MemBytes: o.VMMemory, Kernel: *vm,
-			Log: filepath.Join(dir, machineLog(vmName(i)))})
+		c := o.config()
+		for name := vmName(i); ; name += "." + vmName(0) {
+			out = append(out, Machine{Name: name, CPUs: c.VMCPUs, MemBytes: c.VMMemory, Kernel: *vm,
+				Log: filepath.Join(dir, machineLog(name))})
+			if !c.Deeper() {
+				break
+			}
+			c = c.OfVM()
+		}
 	}
 	return out
 }

@@ -12,12 +12,15 @@ import (
 
 // Options describes a lab. The zero value of a field means its default.
 type Options struct {
-	Name     string // what the lab is called; default "default"
-	VMs      int    // nested VMs started at boot; default 1, NoVMs for none
-	CPUs     int    // of L1; default 2
-	VMCPUs   int    // of each VM; default 1
+	Name   string // what the lab is called; default "default"
+	VMs    int    // nested VMs started at boot; default 1, NoVMs for none
+	CPUs   int    // of L1; default 2
+	VMCPUs int    // of each VM; default 1
+	// Depth is how many machines are inside each other, L1 included: 2, the default,
+	// or 3, where each VM has a VM of its own, vm0.vm0 in vm0.
+	Depth    int
 	Memory   uint64 // of L1, bytes; default 2 GiB
-	VMMemory uint64 // of each VM, bytes; default 256 MiB
+	VMMemory uint64 // of each VM of L1, bytes; default 256 MiB, 768 MiB with a VM in it
 
 	// L1Kernel and Kernel, L2's, each name a Debian package, or one of another suite
 	// as PACKAGE/SUITE, one or more .deb files with commas between them, or a
@@ -62,9 +65,16 @@ const (
 
 	defaultTimeout = 5 * time.Minute
 
+	// maxDepth is that of real life. Each level costs several times the time to boot.
+	maxDepth = 3
+
 	minVMMemory = 64 << 20
 	// l1Reserve is what L1 needs for itself: kernel, initramfs, QEMU's own memory.
 	l1Reserve = 448 << 20
+	// hostVMMemory is the default for a VM that runs a VM, and hostReserve what each
+	// such level makes the initramfs of those above larger, twice while it is unpacked.
+	hostVMMemory = 768 << 20
+	hostReserve  = 256 << 20
 	// commandLineLimit is COMMAND_LINE_SIZE of x86 without the final NUL (Linux
 	// 6.1 arch/x86/include/asm/setup.h).
 	commandLineLimit = 2047
@@ -84,7 +94,8 @@ func (o Options) withDefaults() (Options, error) {
 	setDefault(&o.CPUs, 2)
 	setDefault(&o.VMCPUs, 1)
 	setDefault(&o.Memory, 2<<30)
-	setDefault(&o.VMMemory, 256<<20)
+	setDefault(&o.Depth, 2)
+	setDefault(&o.VMMemory, defaultVMMemory(o.Depth))
 	setDefault(&o.L1Kernel, DefaultKernel)
 	setDefault(&o.Kernel, DefaultKernel)
 	setDefault(&o.CPUModel, DefaultCPUModel)
@@ -116,8 +127,10 @@ func (o Options) check() error {
 	switch {
 	case !validName.MatchString(o.Name):
 		return fmt.Errorf("name %q: use up to 32 letters, digits and _.-", o.Name)
-	case o.VMs < 0 || o.VMs > agent.MaxVMs:
-		return fmt.Errorf("%d VMs: a lab has at most %d", o.VMs, agent.MaxVMs)
+	case o.Depth < 2 || o.Depth > maxDepth:
+		return fmt.Errorf("depth %d: use 2, or 3 for a VM in each VM", o.Depth)
+	case o.VMs < 0 || o.VMs > o.config().MaxVMs():
+		return fmt.Errorf("%d VMs: a lab has at most %d", o.VMs, o.config().MaxVMs())
 	case o.CPUs < 1 || o.CPUs > 64:
 		return fmt.Errorf("%d CPUs for L1: use 1 to 64", o.CPUs)
 	case o.VMCPUs < 1 || o.VMCPUs > 64:
@@ -127,7 +140,10 @@ func (o Options) check() error {
 	case o.Memory%(1<<20) != 0:
 		return fmt.Errorf("memory of %d bytes: use whole megabytes", o.Memory)
 	}
-	need := uint64(l1Reserve) + uint64(o.VMs)*o.VMMemory
+	if o.Depth > 2 && o.VMMemory < agent.InnerMemory+l1Reserve {
+		return fmt.Errorf("VM memory of %dM: a VM with a VM needs %dM", o.VMMemory>>20, (agent.InnerMemory+l1Reserve)>>20)
+	}
+	need := uint64(l1Reserve) + uint64(o.Depth-2)*hostReserve + uint64(o.VMs)*o.VMMemory
 	if o.Memory < need {
 		return fmt.Errorf("%d VMs with %dM each need an L1 of %dM: give --memory %dM",
 			o.VMs, o.VMMemory>>20, need>>20, need>>20)
@@ -144,8 +160,20 @@ func (o Options) check() error {
 // l1CommandLine is what L1's kernel is started with. A panic ends QEMU, which
 // leaves the memory file to study; "panic=0" in Append keeps the machine.
 func (o Options) l1CommandLine() string {
-	c := agent.Config{VMs: o.VMs, VMCPUs: o.VMCPUs, VMMemory: o.VMMemory, VMAppend: o.VMAppend}
-	return strings.TrimSpace("console=ttyS0 panic=-1 quiet nowatchdog rcupdate.rcu_cpu_stall_suppress=1 " + c.CommandLine() + " " + o.Append)
+	return strings.TrimSpace("console=ttyS0 panic=-1 quiet nowatchdog rcupdate.rcu_cpu_stall_suppress=1 " + o.config().CommandLine() + " " + o.Append)
+}
+
+// config is what L1's init is told.
+func (o Options) config() agent.Config {
+	return agent.Config{VMs: o.VMs, VMCPUs: o.VMCPUs, VMMemory: o.VMMemory, VMAppend: o.VMAppend, Depth: o.Depth - 1}
+}
+
+// defaultVMMemory is what a VM of L1 gets in a lab of a depth.
+func defaultVMMemory(depth int) uint64 {
+	if depth > 2 {
+		return hostVMMemory
+	}
+	return 256 << 20
 }
 
 // CommandLine is the command that starts the same lab by hand.
@@ -161,8 +189,9 @@ func (o Options) CommandLine() []string {
 	add("--vms", strconv.Itoa(o.VMs), "1")
 	add("--cpus", strconv.Itoa(o.CPUs), "2")
 	add("--vm-cpus", strconv.Itoa(o.VMCPUs), "1")
+	add("--depth", strconv.Itoa(o.Depth), "2")
 	add("--memory", FormatSize(o.Memory), "2G")
-	add("--vm-memory", FormatSize(o.VMMemory), "256M")
+	add("--vm-memory", FormatSize(o.VMMemory), FormatSize(defaultVMMemory(o.Depth)))
 	add("--l1-kernel", o.L1Kernel, DefaultKernel)
 	add("--kernel", o.Kernel, DefaultKernel)
 	add("--l1-modules", o.L1Modules, "")

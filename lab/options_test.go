@@ -37,6 +37,11 @@ func TestOptionErrors(t *testing.T) {
 		{Options{Name: strings.Repeat("x", 33)}, "name"},
 		{Options{VMs: 9}, "at most 8"},
 		{Options{VMs: -2}, "at most 8"},
+		{Options{Depth: 3, VMs: 5}, "at most 4"},
+		{Options{Depth: 3, VMs: 2, Memory: 2 << 30}, "give --memory 2240M"},
+		{Options{Depth: 3, VMMemory: 256 << 20}, "a VM with a VM needs 576M"},
+		{Options{Depth: 4}, "use 2, or 3"},
+		{Options{Depth: 1}, "use 2, or 3"},
 		{Options{CPUs: 1000}, "CPUs for L1"},
 		{Options{VMCPUs: -1}, "CPUs for each VM"},
 		{Options{VMMemory: 1 << 20}, "at least 64M"},
@@ -60,6 +65,7 @@ func TestOptionsCommandLine(t *testing.T) {
 		want string
 	}{
 		{Options{}, "nestdbg lab up"},
+		{Options{Depth: 3}, "nestdbg lab up --depth 3"},
 		{Options{VMs: NoVMs, NoGDB: true}, "nestdbg lab up --vms 0 --gdb=false"},
 		{Options{Name: "x", VMs: 2, CPUs: 1, VMCPUs: 2, Memory: 5 << 30, VMMemory: 1 << 30, VMAppend: "nokaslr quiet"},
 			"nestdbg lab up --name x --vms 2 --cpus 1 --vm-cpus 2 --memory 5G --vm-memory 1G --vm-append 'nokaslr quiet'"},

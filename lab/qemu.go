@@ -30,7 +30,7 @@ const socketLimit = 107
 
 // checkSockets fails when a socket in dir would have too long a path.
 func checkSockets(dir string) error {
-	longest := filepath.Join(dir, consoleSocket(vmName(0)))
+	longest := filepath.Join(dir, consoleSocket(vmName(0)+"."+vmName(0)))
 	if len(longest) > socketLimit {
 		return fmt.Errorf("socket path %s has %d bytes, at most %d fit: "+
 			"set XDG_STATE_HOME to a shorter directory or give a shorter --name",
@@ -62,14 +62,13 @@ func (o Options) qemuCommand(f files) []string {
 	if !o.NoGDB {
 		line = append(line, "-gdb", "unix:"+gdbSocket+",server=on,wait=off")
 	}
-	// In the order of their numbers: L1 knows the consoles as /dev/hvc0, hvc1, ...
-	for i := range agent.MaxVMs {
-		vm := vmName(i)
+	// In this order: L1 knows the consoles as /dev/hvc0, hvc1, ...
+	for _, vm := range o.config().Names() {
 		line = append(line,
 			"-chardev", socketChardev(vm+".console", consoleSocket(vm), machineLog(vm)),
 			"-device", "virtconsole,chardev="+vm+".console",
 			"-chardev", socketChardev(vm+".agent", agentSocket(vm), ""),
-			"-device", "virtserialport,chardev="+vm+".agent,name="+agent.VMPort(i))
+			"-device", "virtserialport,chardev="+vm+".agent,name="+agent.VMPort(vm))
 	}
 	return line
 }

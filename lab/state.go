@@ -43,7 +43,7 @@ type Lab struct {
 
 // Machine is one machine of a lab as it was started.
 type Machine struct {
-	Name     string `json:"name"` // l1, vm0, vm1, ...
+	Name     string `json:"name"` // l1, vm0, vm1, ..., and vm0.vm0 for the VM in vm0
 	CPUs     int    `json:"cpus"`
 	MemBytes uint64 `json:"memory_bytes"`
 	Kernel   Kernel `json:"kernel"`
@@ -173,15 +173,13 @@ func (l *Lab) Machine(name string) *Machine {
 	return &l.Machines[at]
 }
 
-// IsMachineName reports whether name is that of a machine that a lab can have: l1, vm0, ....
+// IsMachineName reports whether name is that of a machine that a lab can have: l1,
+// vm0, ..., vm0.vm0, ....
 func IsMachineName(name string) bool {
 	if name == L1 {
 		return true
 	}
-	for i := range agent.MaxVMs {
-		if name == vmName(i) {
-			return true
-		}
-	}
-	return false
+	all := agent.Config{}.Names()
+	deep := agent.Config{Depth: maxDepth - 1}.Names()
+	return slices.Contains(all, name) || slices.Contains(deep, name)
 }

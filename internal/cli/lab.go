@@ -24,7 +24,8 @@ func newLabCommand() *cobra.Command {
 		Use:   "lab",
 		Short: "Boot a real nested guest to play with",
 		Long: `Boots Debian Linux with KVM under QEMU's emulation of AMD SVM (L1) and in it
-one or more nested VMs (L2), without KVM on this host. Needs Debian or a
+one or more nested VMs (L2), without KVM on this host; with --depth 3 each of
+these has a nested VM too (L3). Needs Debian or a
 relative of it; "lab up" says which packages are missing.`,
 		Args: cobra.NoArgs,
 	}
@@ -71,6 +72,7 @@ func newLabUpCommand() *cobra.Command {
 		Short: "Boot a lab",
 		Example: `  nestdbg lab up
   nestdbg lab up --name two --vms 2 --vm-append nokaslr
+  nestdbg lab up --depth 3
   nestdbg lab up --kernel linux-image-cloud-amd64/trixie
   nestdbg status`,
 		Args: cobra.NoArgs,
@@ -82,8 +84,9 @@ func newLabUpCommand() *cobra.Command {
 	f.IntVar(&o.VMs, "vms", 1, "number of nested VMs")
 	f.IntVar(&o.CPUs, "cpus", 2, "CPUs of L1")
 	f.IntVar(&o.VMCPUs, "vm-cpus", 1, "CPUs of each VM")
+	f.IntVar(&o.Depth, "depth", 2, "machines inside each other, L1 included; with 3 each VM has KVM and a VM, vm0.vm0 in vm0")
 	f.Var(&u.memory, "memory", "memory of L1")
-	f.Var(&u.vmMemory, "vm-memory", "memory of each VM")
+	f.Var(&u.vmMemory, "vm-memory", "memory of each VM of L1; with --depth 3 the default is 768M")
 	f.StringVar(&o.L1Kernel, "l1-kernel", lab.DefaultKernel, "L1's kernel: package or package/suite, .deb files, or vmlinuz")
 	f.StringVar(&o.Kernel, "kernel", lab.DefaultKernel, "L2's kernel: package or package/suite, .deb files, or vmlinuz")
 	f.StringVar(&o.L1Modules, "l1-modules", "", "lib/modules/RELEASE of an --l1-kernel that is a vmlinuz")
@@ -101,6 +104,9 @@ func newLabUpCommand() *cobra.Command {
 func (u *labUp) run(cmd *cobra.Command) error {
 	o := u.options
 	o.Memory, o.VMMemory = uint64(u.memory), uint64(u.vmMemory)
+	if !cmd.Flags().Changed("vm-memory") {
+		o.VMMemory = 0 // the depth has a say
+	}
 	o.NoGDB, o.NoWait = !u.gdb, !u.wait
 	if o.VMs == 0 {
 		o.VMs = lab.NoVMs
@@ -252,13 +258,13 @@ func newLabConsoleCommand() *cobra.Command {
 	var request string
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use:   "console [NAME] [l1|vmN]",
+		Use:   "console [NAME] [l1|vmN|vmN.vm0]",
 		Short: "Use a machine's console, or ask its agent",
 		Long: `Connects the terminal with the console of a machine, where a shell waits;
 Ctrl-] leaves. With --command it asks the machine's agent instead and prints the
 answer: ping, kallsyms, modules, tasks (pid tgid ppid state comm), kmsg, clock,
 stack PID, cat FILE, exec COMMAND, pattern, unpattern, crash, reboot, poweroff;
-in L1 also vm list, vm start N [reboots], vm kill N.`,
+in a machine with VMs also vm list, vm start N [reboots], vm kill N.`,
 		Args: cobra.MaximumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			machine, names := splitMachine(args)

@@ -1,6 +1,6 @@
 // Package agent is what runs inside the lab's machines: the init process of
-// L1, which starts the nested VMs, and that of L2, which makes the load and
-// tells the truth that tests compare with. It is the nestdbg binary itself,
+// L1, which starts the nested VMs, and that of a VM, which makes the load and
+// tells the truth that tests compare with, and may start a VM too. It is the nestdbg binary itself,
 // so the lab needs no compiler.
 package agent
 
@@ -9,6 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"runtime/debug"
+)
+
+// The roles of init processes.
+const (
+	L1Role = "l1"
+	VMRole = "l2"
 )
 
 // Command is the hidden command of nestdbg that calls Main with what follows.
@@ -26,7 +32,7 @@ func Main(args []string) error {
 		return fmt.Errorf("lab agent: no role given; it is started by the lab's machines")
 	}
 	switch role := args[0]; role {
-	case "l1", "l2":
+	case L1Role, VMRole:
 		// It mounts, loads modules and crashes kernels: not on somebody's desk.
 		if os.Getpid() != 1 {
 			return fmt.Errorf("lab agent %s: runs as init of a lab machine only", role)
@@ -52,14 +58,25 @@ func runInit(role string) error {
 	}
 	children := newChildren()
 	verbs := commonVerbs(children)
-	if role == "l2" {
-		return runL2(children, verbs)
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
 	}
-	return runL1(children, verbs)
+	if role == VMRole {
+		return runVM(children, verbs, string(line))
+	}
+	return runL1(children, verbs, string(line))
 }
 
-// runL2 is the init of a nested guest.
-func runL2(children *children, verbs verbs) error {
+// runVM is the init of a nested guest.
+func runVM(children *children, verbs verbs, line string) error {
+	var slots []*vmSlot
+	if Hosts(line) {
+		var err error
+		if slots, err = startVMs(children, line, func(c Config) int { return c.VMs }); err != nil {
+			return err
+		}
+	}
 	if err := loadModules(channelModules); err != nil {
 		return err
 	}
@@ -72,8 +89,9 @@ func runL2(children *children, verbs verbs) error {
 	if err != nil {
 		return err
 	}
+	joinVMs(slots, verbs)
 	go startWork(children)
 	go shell(children, "/dev/ttyS0")
-	fmt.Println("nestdbg lab: L2 is up")
+	fmt.Println("nestdbg lab: the VM is up")
 	return serve(port, verbs)
 }

@@ -29,7 +29,9 @@ func TestConfigSurvivesTheCommandLine(t *testing.T) {
 	for _, c := range []Config{
 		{VMs: 1, VMCPUs: 1, VMMemory: 256 << 20},
 		{VMs: 0, VMCPUs: 2, VMMemory: 64 << 20, VMAppend: "nokaslr"},
-		{VMs: MaxVMs, VMCPUs: 1, VMMemory: 1 << 30, VMAppend: "a=b c  d=1,2"},
+		{VMs: 8, VMCPUs: 1, VMMemory: 1 << 30, VMAppend: "a=b c  d=1,2"},
+		{VMs: 4, VMCPUs: 1, VMMemory: 1 << 30, VMAppend: "nokaslr", Depth: 2},
+		{VMs: 1, VMCPUs: 1, VMMemory: 1 << 30, Depth: 3},
 	} {
 		line := "console=ttyS0 panic=-1 quiet nowatchdog rcupdate.rcu_cpu_stall_suppress=1 " + c.CommandLine() + ` other.x="1 2" nokaslr` + "\n"
 		got, err := ParseConfig(line)
@@ -42,10 +44,34 @@ func TestConfigSurvivesTheCommandLine(t *testing.T) {
 func TestConfigErrors(t *testing.T) {
 	for _, line := range []string{
 		"", "nestdbg.vms=1", "nestdbg.vms=x nestdbg.vm_memory=1", "nestdbg.vms=99 nestdbg.vm_memory=1048576",
-		"nestdbg.vms=-1 nestdbg.vm_memory=1", "nestdbg.vm_cpus=0 nestdbg.vm_memory=1", "nestdbg.vm_memory=-1",
+		"nestdbg.vms=-1 nestdbg.vm_memory=1", "nestdbg.vms=5 nestdbg.vm_memory=1 nestdbg.depth=2",
+		"nestdbg.vms=0 nestdbg.vm_memory=1 nestdbg.depth=9", "nestdbg.vm_cpus=0 nestdbg.vm_memory=1", "nestdbg.vm_memory=-1",
 	} {
 		if c, err := ParseConfig(line); err == nil {
 			t.Errorf("%q gave %+v", line, c)
+		}
+	}
+}
+
+// The names are in the order of the consoles, of which Linux has eight.
+func TestNamesOfADeepLab(t *testing.T) {
+	c := Config{Depth: 2}
+	if got, want := strings.Join(c.Names(), " "), "vm0 vm1 vm2 vm3 vm0.vm0 vm1.vm0 vm2.vm0 vm3.vm0"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if inner := c.OfVM(); inner.Deeper() || inner.VMs != 1 || !Hosts("quiet "+inner.CommandLine()) {
+		t.Errorf("%+v", inner)
+	}
+	if Hosts("quiet other.nestdbg.vms=1") {
+		t.Error("a command line without a configuration has one")
+	}
+	line := strings.Join(vmCommand(3, Config{VMs: 4, VMCPUs: 1, VMMemory: 1 << 30, VMAppend: "nokaslr", Depth: 2}).Args, "\n")
+	for _, want := range []string{
+		"socket,id=agent,server=on,wait=off,path=/run/vm3.agent", "socket,id=vm0.console,server=on,wait=off,path=/run/vm3.vm0.console",
+		"virtserialport,chardev=vm0.agent,name=nestdbg.vm0", `nestdbg.vms=1 nestdbg.vm_cpus=1 nestdbg.vm_memory=134217728 nestdbg.vm_append="nokaslr" nokaslr`,
+	} {
+		if !strings.Contains(line, want) {
+			t.Errorf("no %q in\n%s", want, line)
 		}
 	}
 }
@@ -237,7 +263,7 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add(`nestdbg.vms=1 nestdbg.vm_memory=1048576 nestdbg.vm_append="a b"`)
 	f.Fuzz(func(t *testing.T, line string) {
 		c, err := ParseConfig(line)
-		if err == nil && (c.VMs < 0 || c.VMs > MaxVMs || c.VMCPUs < 1) {
+		if err == nil && (c.VMs < 0 || c.VMs > c.MaxVMs() || c.VMCPUs < 1) {
 			t.Fatalf("%q gave %+v", line, c)
 		}
 	})

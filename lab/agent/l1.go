@@ -6,36 +6,23 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"nestdbg/lab/wire"
 )
 
 // runL1 is the init of L1: it starts the VMs and joins each one's console and
-// agent to L1's own virtio-serial ports.
-func runL1(children *children, verbs verbs) error {
-	line, err := os.ReadFile("/proc/cmdline")
-	if err != nil {
-		return err
-	}
-	config, err := ParseConfig(string(line))
-	if err != nil {
-		return err
-	}
-	if err := loadModules(kvmModules); err != nil {
-		return err
-	}
-	slots := make([]*vmSlot, MaxVMs)
-	for i := range slots {
-		slots[i] = newSlot(i, config, children)
-	}
+// agent to L1's own virtio-serial ports. A VM with VMs does the same one level deeper.
+func runL1(children *children, verbs verbs, line string) error {
 	// The VMs first, L1's channels while they boot.
-	for _, s := range slots[:config.VMs] {
-		if err := s.start(false); err != nil {
-			fmt.Fprintln(os.Stderr, "nestdbg lab agent:", err)
-		}
+	slots, err := startVMs(children, line, Config.MaxVMs)
+	if err != nil {
+		return err
 	}
 	if err := loadModules(channelModules); err != nil {
 		return err
@@ -44,14 +31,50 @@ func runL1(children *children, verbs verbs) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range slots {
-		go reportEnd("console", s, s.joinConsole)
-		go reportEnd("agent", s, s.joinAgent)
-	}
+	joinVMs(slots, verbs)
 	go shell(children, "/dev/ttyS0")
-	verbs["vm"] = simple(func(args string) ([]byte, error) { return vmVerb(slots, args) })
 	fmt.Println("nestdbg lab: L1 is up")
 	return serve(own, verbs)
+}
+
+// startVMs loads KVM and starts the VMs that a kernel command line asks for. room is
+// how many there can be.
+func startVMs(children *children, line string, room func(Config) int) ([]*vmSlot, error) {
+	config, err := ParseConfig(line)
+	if err != nil {
+		return nil, err
+	}
+	if err := loadModules(kvmModules); err != nil {
+		return nil, err
+	}
+	slots := make([]*vmSlot, room(config))
+	for i := range slots {
+		slots[i] = newSlot(i, config, children)
+	}
+	for _, s := range slots[:config.VMs] {
+		if err := s.start(false); err != nil {
+			fmt.Fprintln(os.Stderr, "nestdbg lab agent:", err)
+		}
+	}
+	return slots, nil
+}
+
+// joinVMs joins the slots' channels to the machine's own, and lets the agent control
+// the VMs.
+func joinVMs(slots []*vmSlot, verbs verbs) {
+	if len(slots) == 0 {
+		return
+	}
+	for _, s := range slots {
+		go reportEnd("console", s, s.joinConsole)
+		for i := range s.channels {
+			go reportEnd("agent", s, func() error { return s.joinAgent(i) })
+		}
+		for i, name := range s.inside {
+			go reportEnd("console of "+name, s, func() error { return joinInnerConsole(name, (i+1)*len(slots)+s.index) })
+		}
+	}
+	verbs["vm"] = simple(func(args string) ([]byte, error) { return vmVerb(slots, args) })
 }
 
 // reportEnd runs a channel of a slot and says why it ended.
@@ -61,7 +84,42 @@ func reportEnd(what string, s *vmSlot, f func() error) {
 	}
 }
 
-// joinConsole copies between the VM's serial line and L1's virtio console of
+// redial is how often a console that is not there yet, or not any more, is looked for.
+const redial = 200 * time.Millisecond
+
+// joinInnerConsole copies between the console of a machine inside a VM, as that VM's
+// QEMU offers it, and the machine's own virtio console of a number.
+func joinInnerConsole(name string, number int) error {
+	tty, err := openRaw(fmt.Sprintf("/dev/hvc%d", number))
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	var now net.Conn // guarded by mu: nil while there is none
+	go func() {
+		buf := make([]byte, 4096)
+		for n, err := tty.Read(buf); err == nil; n, err = tty.Read(buf) {
+			mu.Lock()
+			if now != nil {
+				now.Write(buf[:n])
+			}
+			mu.Unlock()
+		}
+	}()
+	for {
+		conn, err := net.Dial("unix", consoleSocket(name))
+		if err == nil {
+			mu.Lock()
+			now = conn
+			mu.Unlock()
+			io.Copy(tty, conn)
+			conn.Close()
+		}
+		time.Sleep(redial)
+	}
+}
+
+// joinConsole copies between the VM's serial line and the machine's virtio console of
 // the same number. A console, and not a port: it takes bytes also when nobody
 // is connected, and QEMU on L0 writes them to its log.
 func (s *vmSlot) joinConsole() error {
@@ -102,16 +160,16 @@ func (s *vmSlot) typed(b []byte) {
 	}
 }
 
-// joinAgent passes requests from the slot's port on to the VM.
-func (s *vmSlot) joinAgent() error {
-	r := bufio.NewReaderSize(s.agent, wire.MaxRequest+256)
+// joinAgent passes requests from a channel's port on to the VM.
+func (s *vmSlot) joinAgent(index int) error {
+	r := bufio.NewReaderSize(s.channels[index].up, wire.MaxRequest+256)
 	for {
 		line, err := r.ReadSlice('\n')
 		if err != nil && err != bufio.ErrBufferFull {
 			return err
 		}
 		if req, ok := wire.ParseRequest(line); ok {
-			s.forward(req)
+			s.forward(index, req)
 		}
 	}
 }

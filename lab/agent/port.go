@@ -14,11 +14,12 @@ import (
 )
 
 // AgentPort is the name of the virtio-serial port that leads to a machine's
-// own agent. L1 has further ports, named by VMPort.
+// own agent. One with VMs has further ports, named by VMPort.
 const AgentPort = "nestdbg.agent"
 
-// VMPort is the name of L1's port that is joined to the agent of VM index.
-func VMPort(index int) string { return fmt.Sprintf("nestdbg.vm%d", index) }
+// VMPort is the name of a machine's port that is joined to the agent of a VM of it,
+// or of a VM in that.
+func VMPort(vm string) string { return "nestdbg." + vm }
 
 // portDeadline bounds the wait for a port to appear after its driver is loaded.
 const portDeadline = 60 * time.Second

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -26,9 +27,9 @@ func testSlot(t *testing.T, argv ...string) (*vmSlot, net.Conn) {
 	}
 	here, there := net.Pipe()
 	here.SetDeadline(time.Now().Add(10 * time.Second))
-	s := &vmSlot{children: newChildren(), runDir: dir, agent: there}
+	s := &vmSlot{children: newChildren(), channels: []*channel{{socket: filepath.Join(dir, "agent"), up: there}}}
 	s.command = func() *exec.Cmd { return exec.Command(argv[0], argv[1:]...) }
-	go s.joinAgent()
+	go s.joinAgent(0)
 	t.Cleanup(func() {
 		s.kill()
 		here.Close()
@@ -42,7 +43,7 @@ func testSlot(t *testing.T, argv ...string) (*vmSlot, net.Conn) {
 // start, which removes a stale one.
 func listen(t *testing.T, s *vmSlot, verbs verbs) {
 	t.Helper()
-	l, err := net.Listen("unix", s.socket())
+	l, err := net.Listen("unix", s.channels[0].socket)
 	if err != nil {
 		t.Fatal(err)
 	}
