@@ -204,3 +204,30 @@ func legacyDevice(device string) map[string]string {
 	opts["backend"] = "socket"
 	return opts
 }
+
+// endings are what QEMU does when its machine is reset and when it shuts down, as the
+// command line asks for it: "reset" or "shutdown", and "poweroff" or "pause". A guest
+// that panics and says so (pvpanic) shuts down unless told otherwise.
+//
+// Source: QEMU 7.2 qemu-options.hx (action, no-reboot, no-shutdown),
+// softmmu/runstate-action.c.
+func (o options) endings() (reboot, shutdown string) {
+	reboot, shutdown = "reset", "poweroff"
+	for _, opt := range o {
+		switch opt.name {
+		case "no-reboot":
+			reboot = "shutdown"
+		case "no-shutdown":
+			shutdown = "pause"
+		case "action":
+			a := parseOpts(opt.value, "")
+			if v := a["reboot"]; v != "" {
+				reboot = v
+			}
+			if v := a["shutdown"]; v != "" {
+				shutdown = v
+			}
+		}
+	}
+	return reboot, shutdown
+}

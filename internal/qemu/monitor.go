@@ -42,6 +42,11 @@ type monitor struct {
 	idle *time.Timer
 	held *lease // what this connection has set up
 
+	listens bool          // it stays connected, for the events
+	heard   []qmp.Message // events that came and were not asked for yet
+	missed  bool          // there were more, or a time without a connection
+	yielded time.Time     // when the socket was last left to somebody else
+
 	mu     sync.Mutex
 	closed bool // guarded by mu
 }
@@ -172,7 +177,7 @@ func (m *monitor) take(ctx context.Context) error {
 
 // release gives the turn back and arranges for the socket to be let go.
 func (m *monitor) release() {
-	if m.conn != nil {
+	if m.conn != nil && !m.listens {
 		m.idle = time.AfterFunc(idleTime, m.letGo)
 	}
 	m.turn <- struct{}{}
@@ -208,6 +213,7 @@ func (m *monitor) drop() {
 	}
 	if m.conn != nil {
 		m.conn.Close()
+		m.missed = true
 	}
 	m.conn, m.in, m.held = nil, qmp.Parser{}, nil
 }
@@ -300,6 +306,7 @@ func (m *monitor) converse(ctx context.Context, commands []command) ([]reply, er
 		case err != nil:
 			return nil, err
 		case msg.Kind == qmp.Event:
+			m.hear(msg)
 			continue
 		case msg.Kind == qmp.Greeting || msg.ID != first+uint64(len(replies)):
 			return nil, fmt.Errorf("%w: %s that answers no question", ErrCorrupt, msg.Kind)

@@ -266,9 +266,9 @@ func FuzzParseMaps(f *testing.F) {
 }
 
 func FuzzUnixDiag(f *testing.F) {
-	f.Add(peersRequest())
+	f.Add(diagRequest(1, showPeer)) // TCP_ESTABLISHED
 	f.Fuzz(func(t *testing.T, b []byte) {
-		parseUnixDiag(b, map[uint64]uint64{})
+		parseUnixDiag(b, attrPeer, map[uint64]uint64{})
 	})
 }
 

@@ -13,6 +13,18 @@ import (
 //
 // Source: Linux 6.1 include/uapi/linux/unix_diag.h and sock_diag(7).
 func unixPeers() (map[uint64]uint64, error) {
+	return askUnixDiag(diagRequest(unix.BPF_TCP_ESTABLISHED, showPeer), attrPeer)
+}
+
+// unixWaiting returns, for every unix socket of our network namespace that listens,
+// how many connections wait to be accepted: sk_receive_queue.qlen, the first half of
+// struct unix_diag_rqlen.
+func unixWaiting() (map[uint64]uint64, error) {
+	return askUnixDiag(diagRequest(unix.BPF_TCP_LISTEN, showQueue), attrQueue)
+}
+
+// askUnixDiag sends a request and returns an attribute of each socket, by inode.
+func askUnixDiag(request []byte, attr uint16) (map[uint64]uint64, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return nil, fmt.Errorf("open sock_diag: %w", err)
@@ -22,10 +34,10 @@ func unixPeers() (map[uint64]uint64, error) {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
 		return nil, fmt.Errorf("sock_diag: %w", err)
 	}
-	if err := unix.Sendto(fd, peersRequest(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, fmt.Errorf("ask sock_diag: %w", err)
 	}
-	peers := map[uint64]uint64{}
+	found := map[uint64]uint64{}
 	buf := make([]byte, 64<<10)
 	const maxMessages = 1 << 12 // of many sockets each
 	for range maxMessages {
@@ -33,9 +45,9 @@ func unixPeers() (map[uint64]uint64, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read sock_diag: %w", err)
 		}
-		done, err := parseUnixDiag(buf[:n], peers)
+		done, err := parseUnixDiag(buf[:n], attr, found)
 		if done || err != nil {
-			return peers, err
+			return found, err
 		}
 	}
 	return nil, errors.New("sock_diag does not end")
@@ -45,15 +57,17 @@ const (
 	sockDiagByFamily = 20 // SOCK_DIAG_BY_FAMILY
 	showPeer         = 4  // UDIAG_SHOW_PEER
 	attrPeer         = 2  // UNIX_DIAG_PEER
+	showQueue        = 16 // UDIAG_SHOW_RQLEN
+	attrQueue        = 4  // UNIX_DIAG_RQLEN
 
 	nlHeaderSize = 16 // struct nlmsghdr
 	reqSize      = 24 // struct unix_diag_req
 	msgSize      = 16 // struct unix_diag_msg
 )
 
-// peersRequest is a struct nlmsghdr and a struct unix_diag_req: dump the peers of
-// the sockets in state TCP_ESTABLISHED.
-func peersRequest() []byte {
+// diagRequest is a struct nlmsghdr and a struct unix_diag_req: dump what is to be
+// shown of the sockets in a state.
+func diagRequest(state int, show uint32) []byte {
 	b := make([]byte, nlHeaderSize+reqSize)
 	ne := binary.NativeEndian
 	ne.PutUint32(b[0:], uint32(len(b)))
@@ -61,14 +75,14 @@ func peersRequest() []byte {
 	ne.PutUint16(b[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	req := b[nlHeaderSize:]
 	req[0] = unix.AF_UNIX
-	ne.PutUint32(req[4:], 1<<unix.BPF_TCP_ESTABLISHED) // states
-	ne.PutUint32(req[12:], showPeer)
+	ne.PutUint32(req[4:], 1<<state) // states
+	ne.PutUint32(req[12:], show)
 	return b
 }
 
-// parseUnixDiag adds what one datagram of answers says to peers. done means that
-// it was the last one.
-func parseUnixDiag(b []byte, peers map[uint64]uint64) (done bool, err error) {
+// parseUnixDiag adds what one datagram of answers says of an attribute to found, by
+// inode. done means that it was the last one.
+func parseUnixDiag(b []byte, attr uint16, found map[uint64]uint64) (done bool, err error) {
 	ne := binary.NativeEndian
 	for len(b) >= nlHeaderSize {
 		size := int(ne.Uint32(b))
@@ -88,8 +102,8 @@ func parseUnixDiag(b []byte, peers map[uint64]uint64) (done bool, err error) {
 			if len(msg) < msgSize {
 				return false, errors.New("sock_diag: short message")
 			}
-			if peer, ok := findAttr(msg[msgSize:], attrPeer); ok {
-				peers[uint64(ne.Uint32(msg[4:]))] = uint64(peer)
+			if v, ok := findAttr(msg[msgSize:], attr); ok {
+				found[uint64(ne.Uint32(msg[4:]))] = uint64(v)
 			}
 		}
 		b = b[min(align4(size), len(b)):]
@@ -97,7 +111,7 @@ func parseUnixDiag(b []byte, peers map[uint64]uint64) (done bool, err error) {
 	return false, nil
 }
 
-// findAttr returns the 32-bit value of the first attribute (struct nlattr) of a kind.
+// findAttr returns the first 32 bits of the first attribute (struct nlattr) of a kind.
 func findAttr(b []byte, kind uint16) (uint32, bool) {
 	ne := binary.NativeEndian
 	for len(b) >= 4 {

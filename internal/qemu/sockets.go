@@ -67,6 +67,7 @@ type tcpSocket struct {
 	inode         uint64
 	listening     bool
 	local, remote netip.AddrPort
+	waiting       uint64 // connections to be accepted, of one that listens
 }
 
 // parseTCPSockets parses /proc/net/tcp and tcp6:
@@ -87,10 +88,16 @@ func parseTCPSockets(r io.Reader) ([]tcpSocket, error) {
 		local, err1 := parseHexAddr(f[1])
 		remote, err2 := parseHexAddr(f[2])
 		inode, err3 := strconv.ParseUint(f[9], 10, 64)
-		if err1 != nil || err2 != nil || err3 != nil {
+		_, queue, _ := strings.Cut(f[4], ":")
+		waiting, err4 := strconv.ParseUint(queue, 16, 64)
+		if err1 != nil || err2 != nil || err3 != nil || err4 != nil {
 			continue // the heading
 		}
-		out = append(out, tcpSocket{inode, f[3] == stateListen, local, remote})
+		s := tcpSocket{inode: inode, listening: f[3] == stateListen, local: local, remote: remote}
+		if s.listening {
+			s.waiting = waiting // sk_ack_backlog; else it is bytes
+		}
+		out = append(out, s)
 	}
 	return out, lines.Err()
 }
