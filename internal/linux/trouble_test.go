@@ -89,3 +89,14 @@ func TestPanicCPU(t *testing.T) {
 		}
 	}
 }
+
+func TestJiffies(t *testing.T) {
+	f := newFake(t, fakeLogTypes)
+	f.variable("jiffies_64", 8).put64(0, 4294667296)
+	if got, err := f.find().Jiffies(); got != 4294667296 || err != nil {
+		t.Errorf("%d, %v", got, err)
+	}
+	if got, err := newFake(t, fakeLogTypes).find().Jiffies(); err == nil {
+		t.Errorf("without the variable: %d", got)
+	}
+}

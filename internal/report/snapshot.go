@@ -46,7 +46,11 @@ func (r *Snapshot) Text(w io.Writer) {
 		m.Machine.Version, m.Machine.Accel, m.Machine.Type, m.Machine.PID, m.Machine.Name, m.Machine.CPUs)
 	fmt.Fprintf(w, "  RAM %s in %d ranges, %s stored\n", size(m.RAMSize), len(m.Ranges), size(m.RAMStored))
 	stood := time.Duration(m.StoppedSeconds * float64(time.Second)).Round(100 * time.Microsecond)
+	if m.DevicesLost != "" {
+		fmt.Fprintf(w, "  memory alone: %s\n", printable(m.DevicesLost))
+	}
 	switch {
+	case m.DevicesLost != "":
 	case m.Live:
 		fmt.Fprintf(w, "  copied while the machine ran: pages of different moments; it was stopped for %v\n", stood)
 	case m.WasRunning:

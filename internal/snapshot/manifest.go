@@ -55,6 +55,9 @@ type Manifest struct {
 	Live bool `json:"live"`
 	// WasRunning says whether the machine ran before it was stopped for this.
 	WasRunning bool `json:"was_running"`
+	// DevicesLost says why there is no device state, and so no register: it went with
+	// QEMU. Empty if it is there.
+	DevicesLost string `json:"devices_lost,omitempty"`
 	// StoppedSeconds is how long the machine stood still for it.
 	StoppedSeconds float64 `json:"stopped_seconds"`
 

@@ -255,3 +255,27 @@ func FuzzManifest(f *testing.F) {
 		}
 	})
 }
+
+// TestMemoryAlone: a snapshot without device state says why, and has the memory.
+func TestMemoryAlone(t *testing.T) {
+	dir, r := filepath.Join(t.TempDir(), "snap"), newRAM()
+	w, err := Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	if err := w.CopyRAM(t.Context(), r, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Commit(Manifest{DevicesLost: "QEMU was killed"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if s.Manifest.DevicesLost != "QEMU was killed" || len(s.Devices) != 0 || len(s.Verify()) != 0 {
+		t.Errorf("%+v, %d bytes of devices, damaged %v", s.Manifest, len(s.Devices), s.Verify())
+	}
+}

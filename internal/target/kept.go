@@ -35,6 +35,9 @@ func openSnapshot(dir string) (*Kept, error) {
 	if k.arch, ok = architectures[s.Manifest.Machine.Arch]; !ok {
 		return nil, errors.Join(fmt.Errorf("%s: machines of architecture %.20q are not supported", dir, s.Manifest.Machine.Arch), s.Close())
 	}
+	if s.Manifest.DevicesLost != "" {
+		return k, nil
+	}
 	state, err := vmstate.Parse(s.Devices, k.arch)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: device state: %w", dir, err), s.Close())
@@ -67,6 +70,9 @@ func (k *Kept) Describe() Description {
 	d := Description{
 		Kind: "snapshot of " + m.Created.Format(time.RFC3339) + ", QEMU " + m.Machine.Version, Path: k.dir,
 		Source: "snapshot " + k.dir, File: k.snap.File(), Size: m.RAMSize,
+	}
+	if m.DevicesLost != "" {
+		d.Problems = append(d.Problems, "it has no registers: "+m.DevicesLost)
 	}
 	if m.Live {
 		d.Problems = append(d.Problems, "memory was copied while the machine ran: pages are of different moments, "+

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/machine"
@@ -79,6 +80,40 @@ func (l *Live) Running(ctx context.Context) (bool, error) {
 	return running, gone(err)
 }
 
+// Status tells whether the machine runs, and QEMU's name for its state.
+func (l *Live) Status(ctx context.Context) (running bool, state string, err error) {
+	running, state, err = l.qemu.Status(ctx)
+	return running, state, gone(err)
+}
+
+// Events waits for QEMU's events; see qemu.Machine.Events.
+func (l *Live) Events(ctx context.Context, d time.Duration) (qemu.Heard, error) {
+	h, err := l.qemu.Events(ctx, d)
+	return h, gone(err)
+}
+
+// Unlisten ends what Events began.
+func (l *Live) Unlisten() { l.qemu.Unlisten() }
+
+// Endings is what QEMU does at a reset and a shutdown, by its command line.
+func (l *Live) Endings() qemu.Endings { return l.qemu.Endings() }
+
+// SetEndings makes QEMU do something else then.
+func (l *Live) SetEndings(ctx context.Context, e qemu.Endings) error {
+	return gone(l.qemu.SetEndings(ctx, e))
+}
+
+// Reset resets a machine that stands after its end, and lets it run; Quit ends QEMU.
+func (l *Live) Reset(ctx context.Context) error {
+	if err := l.qemu.ResetMachine(ctx); err != nil {
+		return gone(err)
+	}
+	return gone(l.qemu.ContMachine(ctx))
+}
+
+// Quit ends QEMU.
+func (l *Live) Quit(ctx context.Context) error { return gone(l.qemu.Quit(ctx)) }
+
 // CPUs implements session.Backend.
 func (l *Live) CPUs(ctx context.Context) ([]*arch.Registers, error) {
 	b, err := l.qemu.DeviceState(ctx)
@@ -95,8 +130,10 @@ func (l *Live) CPUs(ctx context.Context) ([]*arch.Registers, error) {
 // BeforeStop implements session.Peeker.
 func (l *Live) BeforeStop(f func(context.Context)) { l.qemu.BeforeStop(f) }
 
-// peeked are the registers that lead to page tables, by arch's names and QEMU's.
-var peeked = map[string]string{"cr0": "CR0", "cr3": "CR3", "cr4": "CR4", "efer": "EFER", "rip": "RIP"}
+// peeked are the registers that lead to page tables or say whether a CPU waits, by
+// arch's names and QEMU's.
+var peeked = map[string]string{"cr0": "CR0", "cr3": "CR3", "cr4": "CR4", "efer": "EFER", "rip": "RIP",
+	"eflags": "RFL", "halted": "HLT"}
 
 // Peek implements session.Peeker. Stops are harmless where a processor does the
 // work, and a risk under QEMU's emulation.

@@ -56,13 +56,34 @@ func (l *Live) Save(ctx context.Context, dir string, opt SaveOptions) (m *snapsh
 	case !opt.Live:
 		stopped = time.Since(begin)
 	}
-	info := l.qemu.Info()
 	return w.Commit(snapshot.Manifest{
-		Created: time.Now().UTC().Truncate(time.Second),
-		Machine: snapshot.Machine{
-			Version: info.Version, Accel: info.Accel, Arch: info.Arch, Type: info.MachineType, Name: info.Name,
-			PID: info.PID, CPUs: info.CPUs,
-		},
+		Created: time.Now().UTC().Truncate(time.Second), Machine: l.kept(),
 		Live: opt.Live && running, WasRunning: running, StoppedSeconds: stopped.Seconds(),
 	}, devices)
+}
+
+// kept is what a manifest says of QEMU.
+func (l *Live) kept() snapshot.Machine {
+	info := l.qemu.Info()
+	return snapshot.Machine{
+		Version: info.Version, Accel: info.Accel, Arch: info.Arch, Type: info.MachineType, Name: info.Name,
+		PID: info.PID, CPUs: info.CPUs,
+	}
+}
+
+// SaveMemory keeps the memory alone as a snapshot in the new directory dir, as it is
+// now: of a QEMU that has ended, whose memory file is mapped here still, whoever
+// removed its name. why says where the registers are. It asks QEMU for nothing.
+func (l *Live) SaveMemory(ctx context.Context, dir, why string) (*snapshot.Manifest, error) {
+	w, err := snapshot.Create(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer w.Abort()
+	if err := w.CopyRAM(ctx, l.qemu.RAM(), nil); err != nil {
+		return nil, gone(err)
+	}
+	return w.Commit(snapshot.Manifest{
+		Created: time.Now().UTC().Truncate(time.Second), Machine: l.kept(), DevicesLost: why, WasRunning: true,
+	}, nil)
 }
