@@ -1,0 +1,284 @@
+package vmx
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Check is one condition under which VM entry refuses a VMCS.
+type Check struct {
+	Name string // the condition that must hold, in words
+	OK   bool
+	Seen string // the values it was judged by
+}
+
+// checker collects checks. A check whose fields the layout does not have is not
+// made.
+type checker struct {
+	v      *VMCS
+	checks []Check
+}
+
+// must adds a check judged by fields.
+func (c *checker) must(holds bool, name string, fields ...Field) {
+	if !c.v.has(fields...) {
+		return
+	}
+	var seen []string
+	for _, f := range fields {
+		seen = append(seen, fmt.Sprintf("%v %#x", f, c.v.get(f)))
+	}
+	c.checks = append(c.checks, Check{name, holds, strings.Join(seen, ", ")})
+}
+
+// Checks applies the checks of VM entry (SDM Vol. 3C, "VM Entries": "Checks on VMX
+// Controls and Host-State Area", "Checking and Loading Guest State") as far as they
+// can be made without the processor: its physical address width is taken as the
+// architecture's maximum of 52 bits, and of its optional features all are taken to
+// be there. Fields that the layout does not have are not judged.
+func (v *VMCS) Checks() []Check {
+	c := &checker{v: v}
+	c.must(!v.Shadow(), "it is no shadow VMCS")
+	c.controls()
+	c.addresses()
+	c.injection()
+	c.host()
+	c.guest()
+	c.segments()
+	c.nonRegisterState()
+	return c.checks
+}
+
+// Controls that are 1 on every processor, also on those that allow most of the
+// default1 class to be 0 (SDM Vol. 3D, Appendix A.2 to A.5; the bits of the TRUE
+// capability MSRs that can be 0 are left out).
+const (
+	pinDefault1     = 0x00000016
+	primaryDefault1 = 0x04006172
+	exitDefault1    = 0x00036dfb
+	entryDefault1   = 0x000011fb
+)
+
+const (
+	physMask = 1<<52 - 1
+	pageMask = PageSize - 1
+)
+
+// controls: SDM "VM-Execution Control Fields", "VM-Exit Control Fields", "VM-Entry
+// Control Fields", of "Checks on VMX Controls".
+func (c *checker) controls() {
+	v := c.v
+	pin, primary, second := v.get(PinControls), v.get(PrimaryControls), v.second()
+	exit, entry := v.get(ExitControls), v.get(EntryControls)
+	c.must(pin&pinDefault1 == pinDefault1, "pin-based controls have their reserved bits", PinControls)
+	c.must(primary&primaryDefault1 == primaryDefault1, "primary controls have their reserved bits", PrimaryControls)
+	c.must(exit&exitDefault1 == exitDefault1, "VM-exit controls have their reserved bits", ExitControls)
+	c.must(entry&entryDefault1 == entryDefault1, "VM-entry controls have their reserved bits", EntryControls)
+	c.must(v.get(CR3TargetCount) <= 4, "CR3-target count is at most 4", CR3TargetCount)
+	c.must(pin&pinVirtualNMI == 0 || pin&pinNMI != 0, "virtual NMIs go with NMI exiting", PinControls)
+	c.must(primary&primaryNMIWindow == 0 || pin&pinVirtualNMI != 0, "NMI-window exiting goes with virtual NMIs",
+		PrimaryControls, PinControls)
+	shadow := primary&primaryTPRShadow != 0
+	apic := second & (secondX2APIC | secondAPICRegs | secondDelivery)
+	c.must(shadow || apic == 0, "x2APIC mode, APIC registers and interrupt delivery are virtual only with a TPR shadow",
+		PrimaryControls, SecondControls)
+	c.must(second&secondX2APIC == 0 || second&secondAPICAccess == 0,
+		"x2APIC mode and APIC accesses are not both virtual", SecondControls)
+	c.must(second&secondDelivery == 0 || pin&pinExternal != 0,
+		"virtual-interrupt delivery goes with external-interrupt exiting", SecondControls, PinControls)
+	c.must(pin&pinPosted == 0 || second&secondDelivery != 0 && exit&exitAck != 0,
+		"posted interrupts go with virtual-interrupt delivery and acknowledgement on exit",
+		PinControls, SecondControls, ExitControls)
+	c.must(!shadow || second&secondDelivery != 0 || v.get(TPRThreshold)>>4 == 0, "TPR threshold has 4 bits", TPRThreshold)
+	c.must(second&secondVPID == 0 || v.get(VPID) != 0, "VPID is not 0", VPID)
+	pointer, ept := v.EPT()
+	c.must(!ept || validEPT(pointer), "EPT pointer is valid", EPTPointer)
+	c.must(second&(secondUnrestricted|secondModeBased|secondPML) == 0 || ept,
+		"unrestricted guest, mode-based execute control and PML go with EPT", SecondControls)
+	c.must(exit&exitSaveTimer == 0 || pin&pinPreemption != 0,
+		"the VMX-preemption timer is saved only if it is active", ExitControls, PinControls)
+	c.must(entry&(entrySMM|entryDual) == 0, "the entry is not to system-management mode", EntryControls)
+}
+
+// validEPT applies SDM "Extended-Page-Table Pointer (EPTP)": memory type, 4 or 5
+// levels, reserved bits.
+func validEPT(p uint64) bool {
+	levels := p>>3&7 + 1
+	return (p&7 == 0 || p&7 == 6) && (levels == 4 || levels == 5) && p&0xf00 == 0 && p&^uint64(physMask) == 0
+}
+
+// addresses: the structures that controls point to.
+func (c *checker) addresses() {
+	v := c.v
+	pin, primary, second := v.get(PinControls), v.get(PrimaryControls), v.second()
+	for _, a := range []struct {
+		on    bool
+		field Field
+		align uint64
+	}{
+		{primary&primaryIOBitmaps != 0, IOBitmapA, PageSize}, {primary&primaryIOBitmaps != 0, IOBitmapB, PageSize},
+		{primary&primaryMSRBitmaps != 0, MSRBitmaps, PageSize}, {primary&primaryTPRShadow != 0, VirtualAPIC, PageSize},
+		{second&secondAPICAccess != 0, APICAccess, PageSize}, {pin&pinPosted != 0, PostedDesc, 64},
+		{second&secondPML != 0, PMLAddress, PageSize}, {second&secondShadowing != 0, VMREADBitmap, PageSize},
+		{second&secondShadowing != 0, VMWRITEBitmap, PageSize}, {v.get(ExitStoreCount) != 0, ExitStoreAddr, 16},
+		{v.get(ExitLoadCount) != 0, ExitLoadAddr, 16}, {v.get(EntryLoadCount) != 0, EntryLoadAddr, 16},
+	} {
+		if a.on {
+			at := v.get(a.field)
+			c.must(at%a.align == 0 && at&^uint64(physMask) == 0,
+				fmt.Sprintf("%v is a physical address, aligned to %d bytes", a.field, a.align), a.field)
+		}
+	}
+	c.must(pin&pinPosted == 0 || v.get(PostedVector) < 256, "posted-interrupt notification vector has 8 bits", PostedVector)
+}
+
+// injection: SDM "VM-Entry Control Fields", event injection.
+func (c *checker) injection() {
+	v := c.v
+	e := v.EventInjection()
+	if !e.Valid {
+		return
+	}
+	info := v.get(EntryInfo)
+	c.must(info&eventReserved == 0, "the injected event has no reserved bit", EntryInfo)
+	vector := true
+	switch e.Type {
+	case 1:
+		vector = false
+	case EventNMI:
+		vector = e.Vector == 2
+	case EventException:
+		vector = e.Vector < 32
+	case EventOther:
+		vector = e.Vector == 0
+	}
+	c.must(vector, "the injected event is one that can be", EntryInfo)
+	// An error code is delivered with #DF, #TS, #NP, #SS, #GP, #PF, #AC, and #CP, in
+	// protected mode; whether #CP has one depends on the processor.
+	const withError = 1<<8 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14 | 1<<17
+	protected := v.get(GuestCR0)&cr0PE != 0
+	want := e.Type == EventException && protected && e.Vector < 32 && withError>>e.Vector&1 != 0
+	c.must(e.HasError == want || e.Vector == 21, "the injected event has an error code if its vector has", EntryInfo, GuestCR0)
+	c.must(!e.HasError || e.ErrorCode>>16 == 0, "the error code has 16 bits", EntryErrorCode)
+	software := e.Type == EventSoftware || e.Type == EventICEBP || e.Type == EventSoftExc
+	c.must(!software || v.get(EntryInsnLength) <= 15, "the instruction length of a software event is at most 15", EntryInsnLength)
+	c.must(e.Type != EventExternal || v.get(GuestRFLAGS)&flagIF != 0, "RFLAGS.IF is 1 for an external interrupt",
+		EntryInfo, GuestRFLAGS)
+}
+
+// Bits of the control registers (SDM Vol. 3A, "Control Registers") and EFER.
+const (
+	cr0PE      = 1 << 0
+	cr0NE      = 1 << 5
+	cr0WP      = 1 << 16
+	cr0PG      = 1 << 31
+	cr4PAE     = 1 << 5
+	cr4VMXE    = 1 << 13
+	cr4PCIDE   = 1 << 17
+	cr4CET     = 1 << 23
+	cr4Defined = 0x7fff | 1<<16 | 1<<17 | 1<<18 | 1<<19 | 1<<20 | 1<<21 | 1<<22 | 1<<23 | 1<<24 | 1<<25 |
+		1<<27 | 1<<28 | 1<<32
+	eferLME     = 1 << 8
+	eferLMA     = 1 << 10
+	eferDefined = 1<<0 | eferLME | eferLMA | 1<<11
+	flagOne     = 1 << 1
+	flagIF      = 1 << 9
+	flagVM      = 1 << 17
+	flagsZero   = ^uint64(1<<22-1) | 1<<15 | 1<<5 | 1<<3
+)
+
+// host: SDM "Checks on Host Control Registers, MSRs, and SSP", "Checks on Host
+// Segment and Descriptor-Table Registers", "Checks Related to Address-Space Size".
+func (c *checker) host() {
+	v := c.v
+	exit := v.get(ExitControls)
+	cr0, cr4, long := v.get(HostCR0), v.get(HostCR4), exit&exitHost64 != 0
+	const always = cr0PE | cr0NE | cr0PG
+	c.must(cr0&always == always && cr0>>32 == 0, "host CR0 has PE, NE and PG, and 32 bits", HostCR0)
+	c.must(cr4&cr4VMXE != 0, "host CR4.VMXE is 1", HostCR4)
+	c.must(cr4&^uint64(cr4Defined) == 0, "host CR4 has no undefined bit", HostCR4)
+	c.must(v.get(HostCR3)&^uint64(physMask) == 0, "host CR3 has no reserved bit", HostCR3)
+	for _, f := range []Field{HostFSBase, HostGSBase, HostTRBase, HostGDTRBase, HostIDTRBase, HostSysESP, HostSysEIP} {
+		c.must(canonical(v.get(f)), fmt.Sprintf("%v is canonical", f), f)
+	}
+	for _, f := range []Field{HostES, HostCS, HostSS, HostDS, HostFS, HostGS, HostTR} {
+		c.must(v.get(f)&7 == 0, fmt.Sprintf("%v has RPL 0 and is of the GDT", f), f)
+	}
+	c.must(v.get(HostCS) != 0, "host CS is not 0", HostCS)
+	c.must(v.get(HostTR) != 0, "host TR is not 0", HostTR)
+	c.must(long || v.get(HostSS) != 0, "host SS is not 0 outside 64-bit mode", HostSS, ExitControls)
+	c.must(!long || cr4&cr4PAE != 0, "host CR4.PAE is 1 in 64-bit mode", HostCR4, ExitControls)
+	c.must(long || cr4&cr4PCIDE == 0, "host CR4.PCIDE is 0 outside 64-bit mode", HostCR4, ExitControls)
+	c.must(long || v.get(EntryControls)&entryGuest64 == 0, "a 64-bit guest has a 64-bit host", EntryControls, ExitControls)
+	c.must(long && canonical(v.get(HostRIP)) || !long && v.get(HostRIP)>>32 == 0, "host RIP is canonical", HostRIP, ExitControls)
+	if exit&exitLoadEFER != 0 {
+		efer := v.get(HostEFER)
+		c.must(efer&^uint64(eferDefined) == 0 && (efer&eferLMA != 0) == long && (efer&eferLME != 0) == long,
+			"host EFER has no undefined bit and is of the host's address-space size", HostEFER, ExitControls)
+	}
+	if exit&exitLoadPAT != 0 {
+		c.must(validPAT(v.get(HostPAT)), "host PAT has valid memory types", HostPAT)
+	}
+}
+
+// canonical is judged for 57-bit addresses: whether the processor has these is not
+// known.
+func canonical(a uint64) bool { return uint64(int64(a<<7)>>7) == a }
+
+// validPAT: SDM Vol. 3A, "IA32_PAT MSR": types 0, 1, 4, 5, 6, 7.
+func validPAT(pat uint64) bool {
+	for range 8 {
+		if t := pat & 0xff; t > 7 || t == 2 || t == 3 {
+			return false
+		}
+		pat >>= 8
+	}
+	return true
+}
+
+// guest: SDM "Checks on Guest Control Registers, Debug Registers, and MSRs",
+// "Checks on Guest Descriptor-Table Registers", "Checks on Guest RIP, RFLAGS, and
+// SSP".
+func (c *checker) guest() {
+	v := c.v
+	entry := v.get(EntryControls)
+	cr0, cr4, flags, long := v.get(GuestCR0), v.get(GuestCR4), v.get(GuestRFLAGS), entry&entryGuest64 != 0
+	unrestricted := v.second()&secondUnrestricted != 0
+	c.must(cr0&cr0NE != 0, "guest CR0.NE is 1", GuestCR0)
+	c.must(unrestricted || cr0&cr0PE != 0 && cr0&cr0PG != 0, "guest CR0.PE and PG are 1, or the guest is unrestricted",
+		GuestCR0, SecondControls)
+	c.must(cr0&cr0PG == 0 || cr0&cr0PE != 0, "guest CR0.PE is 1 with CR0.PG", GuestCR0)
+	c.must(cr0>>32 == 0, "guest CR0 has 32 bits", GuestCR0)
+	c.must(cr4&cr4VMXE != 0, "guest CR4.VMXE is 1", GuestCR4)
+	c.must(cr4&^uint64(cr4Defined) == 0, "guest CR4 has no undefined bit", GuestCR4)
+	c.must(cr4&cr4CET == 0 || cr0&cr0WP != 0, "guest CR0.WP is 1 with CR4.CET", GuestCR0, GuestCR4)
+	c.must(!long || cr0&cr0PG != 0 && cr4&cr4PAE != 0, "guest CR0.PG and CR4.PAE are 1 in 64-bit mode",
+		GuestCR0, GuestCR4, EntryControls)
+	c.must(long || cr4&cr4PCIDE == 0, "guest CR4.PCIDE is 0 outside 64-bit mode", GuestCR4, EntryControls)
+	c.must(v.get(GuestCR3)&^uint64(physMask) == 0, "guest CR3 has no reserved bit", GuestCR3)
+	c.must(entry&entryLoadDebug == 0 || v.get(GuestDR7)>>32 == 0, "guest DR7 has 32 bits", GuestDR7)
+	for _, f := range []Field{GuestSysESP, GuestSysEIP, GuestGDTRBase, GuestIDTRBase} {
+		c.must(canonical(v.get(f)), fmt.Sprintf("%v is canonical", f), f)
+	}
+	for _, f := range []Field{GuestGDTRLimit, GuestIDTRLimit} {
+		c.must(v.get(f)>>16 == 0, fmt.Sprintf("%v has 16 bits", f), f)
+	}
+	if entry&entryLoadEFER != 0 {
+		efer := v.get(GuestEFER)
+		lma := efer&eferLMA != 0
+		c.must(efer&^uint64(eferDefined) == 0, "guest EFER has no undefined bit", GuestEFER)
+		c.must(lma == long, "guest EFER.LMA is the mode of the VM-entry controls", GuestEFER, EntryControls)
+		c.must(cr0&cr0PG == 0 || lma == (efer&eferLME != 0), "guest EFER.LMA is EFER.LME with paging", GuestEFER, GuestCR0)
+	}
+	if entry&entryLoadPAT != 0 {
+		c.must(validPAT(v.get(GuestPAT)), "guest PAT has valid memory types", GuestPAT)
+	}
+	c.must(flags&flagOne != 0, "guest RFLAGS bit 1 is 1", GuestRFLAGS)
+	c.must(flags&flagsZero == 0, "guest RFLAGS has no reserved bit", GuestRFLAGS)
+	c.must(flags&flagVM == 0 || !long && cr0&cr0PE != 0, "guest RFLAGS.VM is 0 in 64-bit and real mode",
+		GuestRFLAGS, EntryControls, GuestCR0)
+	code64 := long && v.get(GuestCSRights)&rightsL != 0
+	rip := v.get(GuestRIP)
+	c.must(code64 && canonical(rip) || !code64 && rip>>32 == 0, "guest RIP is canonical, or has 32 bits",
+		GuestRIP, GuestCSRights, EntryControls)
+}

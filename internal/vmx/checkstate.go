@@ -1,0 +1,175 @@
+package vmx
+
+import "fmt"
+
+// Access rights of a segment (SDM Vol. 3C, "Guest Register State"): type 3:0, S 4,
+// DPL 6:5, P 7, AVL 12, L 13, D/B 14, G 15, unusable 16.
+const (
+	rightsType     = 0xf
+	rightsS        = 1 << 4
+	rightsP        = 1 << 7
+	rightsL        = 1 << 13
+	rightsDB       = 1 << 14
+	rightsG        = 1 << 15
+	rightsUnusable = 1 << 16
+	rightsReserved = 0xfffe0f00
+)
+
+// segment is a segment register of the guest-state area.
+type segment struct {
+	name             string
+	selector         Field
+	base, limit, acc Field
+}
+
+// segmentAt is segment i in the manual's order: ES CS SS DS FS GS LDTR TR.
+func segmentAt(i int) segment {
+	o := Field(2 * i)
+	return segment{[...]string{"ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR"}[i],
+		GuestES + o, GuestESBase + o, GuestESLimit + o, GuestESRights + o}
+}
+
+const (
+	segES = iota
+	segCS
+	segSS
+	segDS
+	segFS
+	segGS
+	segLDTR
+	segTR
+)
+
+// segments: SDM "Checks on Guest Segment Registers".
+func (c *checker) segments() {
+	v := c.v
+	if v.get(GuestRFLAGS)&flagVM != 0 {
+		c.virtual8086()
+		return
+	}
+	for i := range segTR + 1 {
+		c.segment(i, segmentAt(i))
+	}
+	unrestricted := v.second()&secondUnrestricted != 0
+	cs, ss := v.get(GuestCSRights), v.get(GuestSSRights)
+	c.must(unrestricted || v.get(GuestSS)&3 == v.get(GuestCS)&3, "guest SS.RPL is CS.RPL", GuestSS, GuestCS)
+	dpl := func(r uint64) uint64 { return r >> 5 & 3 }
+	dplOK := true
+	switch cs & rightsType {
+	case 3:
+		dplOK = dpl(cs) == 0
+	case 9, 11:
+		dplOK = dpl(cs) == dpl(ss)
+	case 13, 15:
+		dplOK = dpl(cs) <= dpl(ss)
+	}
+	c.must(dplOK, "guest CS.DPL fits its type and SS.DPL", GuestCSRights, GuestSSRights)
+	c.must(unrestricted || dpl(ss) == v.get(GuestSS)&3, "guest SS.DPL is SS.RPL", GuestSSRights, GuestSS)
+	long := v.get(EntryControls)&entryGuest64 != 0
+	c.must(!long || cs&rightsL == 0 || cs&rightsDB == 0, "guest CS.L and CS.D are not both 1 in 64-bit mode",
+		GuestCSRights, EntryControls)
+}
+
+// segment checks one register by itself.
+func (c *checker) segment(i int, s segment) {
+	v := c.v
+	sel, base, limit, acc := v.get(s.selector), v.get(s.base), v.get(s.limit), v.get(s.acc)
+	usable := acc&rightsUnusable == 0
+	if i == segTR || i == segLDTR {
+		c.must(!usable || sel>>2&1 == 0, fmt.Sprintf("guest %s is of the GDT", s.name), s.selector, s.acc)
+	}
+	switch i {
+	case segFS, segGS, segTR:
+		c.must(canonical(base), fmt.Sprintf("guest %s base is canonical", s.name), s.base)
+	case segLDTR:
+		c.must(!usable || canonical(base), "guest LDTR base is canonical", s.base, s.acc)
+	case segCS:
+		c.must(base>>32 == 0, "guest CS base has 32 bits", s.base)
+	default:
+		c.must(!usable || base>>32 == 0, fmt.Sprintf("guest %s base has 32 bits", s.name), s.base, s.acc)
+	}
+	if i != segCS && i != segTR && !usable {
+		return
+	}
+	c.must(typeFits(i, acc, v.second()&secondUnrestricted != 0, v.get(EntryControls)&entryGuest64 != 0),
+		fmt.Sprintf("guest %s has a type that can be loaded", s.name), s.acc)
+	c.must((acc&rightsS != 0) == (i < segLDTR), fmt.Sprintf("guest %s.S is as it must be", s.name), s.acc)
+	c.must(acc&rightsP != 0, fmt.Sprintf("guest %s.P is 1", s.name), s.acc)
+	c.must(acc&rightsReserved == 0, fmt.Sprintf("guest %s has no reserved access right", s.name), s.acc)
+	if i == segTR {
+		c.must(usable, "guest TR is usable", s.acc)
+	}
+	granularity := (acc&rightsG == 0 || limit&0xfff == 0xfff) && (acc&rightsG != 0 || limit>>20 == 0)
+	c.must(granularity, fmt.Sprintf("guest %s.G fits its limit", s.name), s.acc, s.limit)
+}
+
+// typeFits applies the rules for the type of a segment.
+func typeFits(i int, acc uint64, unrestricted, long bool) bool {
+	switch t := acc & rightsType; i {
+	case segCS:
+		return t == 9 || t == 11 || t == 13 || t == 15 || t == 3 && unrestricted
+	case segSS:
+		return t == 3 || t == 7
+	case segLDTR:
+		return t == 2
+	case segTR:
+		return t == 11 || t == 3 && !long
+	default:
+		return t&1 == 1 && (t&8 == 0 || t&2 != 0) // accessed, and readable if it is code
+	}
+}
+
+// virtual8086 checks segments of a guest in virtual-8086 mode.
+func (c *checker) virtual8086() {
+	v := c.v
+	for i := range segLDTR {
+		s := segmentAt(i)
+		c.must(v.get(s.base) == v.get(s.selector)<<4 && v.get(s.limit) == 0xffff && v.get(s.acc) == 0xf3,
+			fmt.Sprintf("guest %s is as virtual-8086 mode has it", s.name), s.selector, s.base, s.limit, s.acc)
+	}
+}
+
+// Activity states (SDM Vol. 3C, "Guest Non-Register State").
+const (
+	activityHLT  = 1
+	activitySIPI = 3
+)
+
+// nonRegisterState: SDM "Checks on Guest Non-Register State" and "Checks on Guest
+// Page-Directory-Pointer-Table Entries".
+func (c *checker) nonRegisterState() {
+	v := c.v
+	activity, blocking := v.get(ActivityState), v.get(Interruptible)
+	flags, info := v.get(GuestRFLAGS), v.get(EntryInfo)
+	c.must(activity <= activitySIPI, "the activity state is one that there is", ActivityState)
+	c.must(activity != activityHLT || v.get(GuestSSRights)>>5&3 == 0, "a halted guest has SS.DPL 0", ActivityState, GuestSSRights)
+	c.must(activity == 0 || blocking&3 == 0, "a guest that is not active is not blocked by STI or MOV SS",
+		ActivityState, Interruptible)
+	c.must(blocking>>5 == 0, "the interruptibility state has no reserved bit", Interruptible)
+	c.must(blocking&3 != 3, "interrupts are not blocked by both STI and MOV SS", Interruptible)
+	c.must(blocking&1 == 0 || flags&flagIF != 0, "RFLAGS.IF is 1 with blocking by STI", Interruptible, GuestRFLAGS)
+	external := info&eventValid != 0 && info>>8&7 == EventExternal
+	c.must(!external || blocking&3 == 0, "an external interrupt is not injected into a blocked guest", EntryInfo, Interruptible)
+	const debugDefined = 0x1500f | 1<<11 // B3 to B0, enabled breakpoint, BS, RTM; bus lock
+	c.must(v.get(PendingDebug)&^uint64(debugDefined) == 0, "pending debug exceptions have no reserved bit", PendingDebug)
+	c.must(validLink(v.get(LinkPointer)), "the VMCS link pointer is all ones or a page", LinkPointer)
+	c.pdptes()
+}
+
+// validLink reports whether a link pointer is one that no entry refuses for itself.
+func validLink(p uint64) bool { return p == ^uint64(0) || p&pageMask == 0 && p&^uint64(physMask) == 0 }
+
+// pdptes checks the entries that a guest with PAE paging under EPT loads from here.
+func (c *checker) pdptes() {
+	v := c.v
+	_, ept := v.EPT()
+	pae := v.get(GuestCR0)&cr0PG != 0 && v.get(GuestCR4)&cr4PAE != 0 && v.get(EntryControls)&entryGuest64 == 0
+	if !ept || !pae {
+		return
+	}
+	const reserved = 1<<1 | 1<<2 | 0x1e0 | ^uint64(physMask)
+	for _, f := range of(GuestPDPTE0, 4) {
+		e := v.get(f)
+		c.must(e&1 == 0 || e&reserved == 0, fmt.Sprintf("%v has no reserved bit", f), f)
+	}
+}
