@@ -43,6 +43,9 @@ type Machine struct {
 	// known, for a machine whose CPUs do not tell: of a file without registers. Nil if
 	// the CPUs are to be believed.
 	Mode *arch.Registers
+	// Root is a page-table root that the person gave, to be used instead of those of
+	// the CPUs; nil if none was.
+	Root *uint64
 	// ID is what the machine is known by although its tables move: the address
 	// of the hypervisor's own object, or of the lowest control block.
 	ID uint64
@@ -125,6 +128,9 @@ func stage1X86(r *arch.Registers) (*paging.Format, mem.Phys, error) {
 
 // Space is the virtual memory that c sees now.
 func (m *Machine) Space(c *CPU) (*paging.Space, error) {
+	if m.Root != nil {
+		return m.SpaceAt(*m.Root)
+	}
 	f, root, err := m.stage1(c)
 	if err != nil && m.Mode != nil {
 		f, root, err = m.stage1(&CPU{Regs: m.Mode})

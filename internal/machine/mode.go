@@ -1,6 +1,12 @@
 package machine
 
-import "nestdbg/internal/arch"
+import (
+	"fmt"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/mem"
+	"nestdbg/internal/paging"
+)
 
 // kernelModes are, per architecture, the paging modes that a kernel may run in where
 // no CPU says which, likely ones first. A root has to be added.
@@ -55,4 +61,44 @@ func (m *Machine) SetRoot(root uint64) {
 	if m.Mode != nil {
 		m.Mode.Set(m.RootRegister(), root)
 	}
+}
+
+// GiveRoot makes a page-table root that the person gave that of all CPUs. Where no CPU
+// says in which mode to walk it, that is the first one in which it maps something.
+func (m *Machine) GiveRoot(root uint64) error {
+	modes := []*arch.Registers{m.Mode}
+	if _, err := m.SpaceAt(root); err != nil {
+		modes = m.Modes()
+	}
+	old := m.Mode
+	for _, m.Mode = range modes {
+		space, err := m.SpaceAt(root)
+		if err != nil {
+			return err
+		}
+		if maps(space) {
+			m.Root = &root
+			return nil
+		}
+	}
+	m.Mode = old
+	return fmt.Errorf("no page tables at %#x in %s that map anything", root, m.Name)
+}
+
+// maps reports whether an address space has an address that leads to memory.
+func maps(s *paging.Space) bool {
+	const tries = 64
+	n := 0
+	for x, err := range s.Ranges(mem.Range{Last: ^uint64(0)}) {
+		var b [1]byte
+		if err == nil {
+			if _, err := s.ReadVirt(b[:], mem.Virt(x.First)); err == nil {
+				return true
+			}
+		}
+		if n++; n == tries {
+			break
+		}
+	}
+	return false
 }

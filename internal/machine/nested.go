@@ -152,16 +152,7 @@ func (m *Machine) Readable() []mem.Range {
 	for _, s := range n.road.Slots {
 		out = append(out, n.beside(mapped, s)...)
 	}
-	slices.SortFunc(out, func(a, b mem.Range) int { return cmp.Compare(a.First, b.First) })
-	merged := out[:0:0]
-	for _, r := range out {
-		if k := len(merged); k > 0 && merged[k-1].Last+1 == r.First {
-			merged[k-1].Last = r.Last
-		} else {
-			merged = append(merged, r)
-		}
-	}
-	return merged
+	return merge(out)
 }
 
 // maxBeside bounds the pages of one slot that are looked for: 1 TiB of it.

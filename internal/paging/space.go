@@ -63,6 +63,9 @@ func (s *Space) Format() *Format { return s.format }
 // Root is the address of the root table.
 func (s *Space) Root() mem.Phys { return s.root }
 
+// Memory is what the tables stand in, and what they lead to.
+func (s *Space) Memory() mem.PhysReader { return s.reader }
+
 // Flush forgets where tables are. A translation that is under way may still
 // finish with what it knew before.
 func (s *Space) Flush() { s.cache.Store(new(tableCache)) }
