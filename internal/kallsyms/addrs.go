@@ -68,18 +68,19 @@ func (a addresses) at(i int) uint64 {
 	return a.base + uint64(word)
 }
 
-// decode decodes count addresses and requires that they ascend: every kernel
-// sorts them, per-CPU symbols first, and binary search relies on it.
-func (a addresses) decode(count int) ([]uint64, error) {
+// decode decodes count addresses, which ascend: every kernel sorts them, per-CPU
+// symbols first, and binary search relies on it. Those that do not are damaged.
+func (a addresses) decode(count int) (addrs []uint64, lost map[int]bool, err error) {
 	if len(a.data) < count*a.encoding.size() {
-		return nil, fmt.Errorf("%d bytes for %d addresses", len(a.data), count)
+		return nil, nil, fmt.Errorf("%d bytes for %d addresses", len(a.data), count)
 	}
-	out := make([]uint64, count)
+	out, sorted := make([]uint64, count), true
 	for i := range out {
 		out[i] = a.at(i)
-		if i > 0 && out[i] < out[i-1] {
-			return nil, fmt.Errorf("address %#x of symbol %d follows %#x", out[i], i, out[i-1])
-		}
+		sorted = sorted && (i == 0 || out[i] >= out[i-1])
 	}
-	return out, nil
+	if !sorted {
+		lost, err = keepOrder(out)
+	}
+	return out, lost, err
 }

@@ -17,19 +17,27 @@ func (f *finder) withAddresses(n *names, r nameRegion, indexEnd int) ([]*Table, 
 	if !ok {
 		return nil, errors.New("no _text or _stext among them")
 	}
-	var tables []*Table
+	var tables, damaged []*Table
 	var problems []error
 	for _, c := range f.addressCandidates(r, indexEnd) {
 		at := c.at(anchor)
 		if _, ok := n.find("_text"); (ok && at != f.base) || at-f.base > maxTextGap {
 			continue
 		}
-		addrs, err := c.decode(r.count)
+		addrs, lost, err := c.decode(r.count)
 		if err != nil {
 			problems = append(problems, fmt.Errorf("%s: %w", c.layout, err))
 			continue
 		}
-		tables = append(tables, newTable(n, addrs, anchor, c.layout))
+		t := newTable(n, addrs, lost, anchor, c.layout)
+		if lost != nil {
+			damaged = append(damaged, t)
+		} else {
+			tables = append(tables, t)
+		}
+	}
+	if len(tables) == 0 {
+		tables = damaged // a reading without damage is the better one
 	}
 	if len(tables) == 0 {
 		problems = append(problems, fmt.Errorf("no address table puts the kernel's start at %#x", f.base))

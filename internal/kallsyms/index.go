@@ -51,8 +51,8 @@ func (n *names) scan(first int, name string) (int, bool) {
 	}
 	at := int(n.start[first/startStep])
 	for i := first &^ (startStep - 1); i < n.count; i++ {
-		start, end, _ := splitName(n.data, at)
-		if may[n.data[start]] && i >= first && n.tokens.spells(n.data[start:end], name) {
+		start, end := span(n.data, at)
+		if start < end && may[n.data[start]] && i >= first && n.tokens.spells(n.data[start:end], name) {
 			return i, true
 		}
 		at = end
@@ -82,10 +82,13 @@ func newNameIndex(n *names) *nameIndex {
 		count := min(startStep, n.count-first)
 		ends[0] = int(n.start[block])
 		for k := range count {
-			_, ends[k+1], _ = splitName(n.data, ends[k])
+			_, ends[k+1] = span(n.data, ends[k])
 		}
 		for k := count - 1; k >= 0; k-- {
-			start, end, _ := splitName(n.data, ends[k])
+			start, end := span(n.data, ends[k])
+			if start == end {
+				continue
+			}
 			text = n.tokens.appendName(text[:0], n.data[start:end])
 			hash := maphash.Bytes(x.seed, text[1:])
 			hashes[first+k] = uint32(hash >> 32)

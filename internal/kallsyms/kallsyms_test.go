@@ -2,6 +2,7 @@ package kallsyms_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -175,8 +176,8 @@ func TestFindErrors(t *testing.T) {
 		{"nothing in it", make([]byte, 1<<16), base, kallsyms.ErrNotFound, ""},
 		{"two sets of tables", twice, base, kallsyms.ErrAmbiguous, "2 readings"},
 		{"another base", m.Bytes, base + 0x200000, kallsyms.ErrCorrupt, "kernel's start"},
-		{"descending addresses", edit(m.Offsets+4*100, 0, 0, 0, 0x80), base,
-			kallsyms.ErrCorrupt, "follows"},
+		{"descending addresses", edit(m.Offsets+4*300, descending(300)...), base,
+			kallsyms.ErrCorrupt, "out of order"},
 		{"no count", edit(m.NumSyms, 0, 0), base, kallsyms.ErrCorrupt, "no names"},
 		{"wrong marker", edit(m.Markers+4, 0, 0), base, kallsyms.ErrCorrupt, "no names"},
 		{"wrong token index", edit(m.TokenIndex+100, 0xff, 0xff), base, kallsyms.ErrNotFound, ""},
@@ -190,6 +191,15 @@ func TestFindErrors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// descending are offsets that descend.
+func descending(count int) []byte {
+	var b []byte
+	for i := range count {
+		b = binary.LittleEndian.AppendUint32(b, uint32(int32(-1-(count-i))))
+	}
+	return b
 }
 
 func TestReadErrors(t *testing.T) {

@@ -2,6 +2,7 @@ package kallsyms
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -51,7 +52,9 @@ type names struct {
 	tokens *tokens
 	data   []byte
 	count  int
-	start  []uint32 // in data, of the length byte of every startStep-th symbol
+	start  []uint32     // in data, of the length byte of every startStep-th symbol
+	lost   map[int]bool // names that are damaged; nil if none is
+	added  int          // by add
 
 	lookups atomic.Int32 // that had no index
 	index   struct {
@@ -86,6 +89,58 @@ func splitName(data []byte, at int) (start, end int, ok bool) {
 	return at, at + length, true
 }
 
+// span is splitName in names that were checked.
+func span(data []byte, at int) (start, end int) {
+	if data[at] == lostName {
+		return at + 1, at + 1
+	}
+	start, end, _ = splitName(data, at)
+	return start, end
+}
+
+// nameChecker checks names made of some tokens.
+type nameChecker struct {
+	tokens *tokens
+	size   [tokenCount]int
+}
+
+func newNameChecker(t *tokens) *nameChecker {
+	c := &nameChecker{tokens: t}
+	for i, token := range t {
+		c.size[i] = len(token)
+	}
+	return c
+}
+
+// name checks the name at offset at, and returns its end.
+func (c *nameChecker) name(data []byte, at int) (int, error) {
+	start, end, ok := splitName(data, at)
+	if !ok {
+		return 0, errors.New("has a name without an end")
+	}
+	total := 0
+	for _, b := range data[start:end] {
+		total += c.size[b]
+	}
+	if total < 2 || total > maxName || !validType(c.tokens.first(data[start:end])) {
+		return 0, fmt.Errorf("is named %q", c.tokens.appendName(nil, data[start:end]))
+	}
+	return end, nil
+}
+
+// names checks count names from offset at on, and returns their ends.
+func (c *nameChecker) names(data []byte, at, count int) ([]int, error) {
+	ends := make([]int, count)
+	for i := range ends {
+		end, err := c.name(data, at)
+		if err != nil {
+			return nil, fmt.Errorf("symbol %d %w", i, err)
+		}
+		ends[i], at = end, end
+	}
+	return ends, nil
+}
+
 // newNames splits and checks the count names at the start of data, which it
 // takes over.
 func newNames(t *tokens, data []byte, count int) (*names, error) {
@@ -93,22 +148,11 @@ func newNames(t *tokens, data []byte, count int) (*names, error) {
 		return nil, fmt.Errorf("%d symbols in %d bytes of names", count, len(data))
 	}
 	n := &names{tokens: t, count: count, start: make([]uint32, 0, count/startStep+1)}
-	var size [tokenCount]int
-	for i, token := range t {
-		size[i] = len(token)
-	}
-	at := 0
+	check, at := newNameChecker(t), 0
 	for i := range count {
-		start, end, ok := splitName(data, at)
-		if !ok {
-			return nil, fmt.Errorf("name of symbol %d has no end", i)
-		}
-		total := 0
-		for _, c := range data[start:end] {
-			total += size[c]
-		}
-		if total < 2 || total > maxName || !validType(t.first(data[start:end])) {
-			return nil, fmt.Errorf("symbol %d is named %q", i, t.appendName(nil, data[start:end]))
+		end, err := check.name(data, at)
+		if err != nil {
+			return nil, fmt.Errorf("symbol %d %w", i, err)
 		}
 		if i%startStep == 0 {
 			n.start = append(n.start, uint32(at))
@@ -123,9 +167,9 @@ func newNames(t *tokens, data []byte, count int) (*names, error) {
 func (n *names) packed(i int) []byte {
 	at := int(n.start[i/startStep])
 	for range i % startStep {
-		_, at, _ = splitName(n.data, at)
+		_, at = span(n.data, at)
 	}
-	start, end, _ := splitName(n.data, at)
+	start, end := span(n.data, at)
 	return n.data[start:end]
 }
 
@@ -155,10 +199,13 @@ func (t *tokens) appendName(b []byte, packed []byte) []byte {
 	return b
 }
 
-// name returns symbol i's name and type.
+// name returns symbol i's name and type; both are zero if they are lost.
 func (n *names) name(i int) (string, byte) {
 	var buf [128]byte
 	b := n.tokens.appendName(buf[:0], n.packed(i))
+	if len(b) == 0 {
+		return "", 0
+	}
 	return string(b[1:]), b[0]
 }
 

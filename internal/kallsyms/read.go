@@ -34,7 +34,7 @@ func Read(r mem.VirtReader, h Hints) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	addrs, err := a.decode(n.count)
+	addrs, lost, err := a.decode(n.count)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v: %w", ErrCorrupt, a.encoding, err)
 	}
@@ -42,10 +42,10 @@ func Read(r mem.VirtReader, h Hints) (*Table, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: no _text or _stext among %d symbols", ErrCorrupt, n.count)
 	}
-	if i, ok := n.find("_stext"); ok && h.Stext != 0 && addrs[i] != h.Stext {
+	if i, ok := n.find("_stext"); ok && h.Stext != 0 && addrs[i] != h.Stext && !lost[i] {
 		return nil, fmt.Errorf("%w: _stext is %#x, not %#x", ErrCorrupt, addrs[i], h.Stext)
 	}
-	return newTable(n, addrs, anchor, a.encoding.String()), nil
+	return newTable(n, addrs, lost, anchor, a.encoding.String()), nil
 }
 
 // readNames reads everything but the addresses.
@@ -66,11 +66,25 @@ func readNames(r mem.VirtReader, h Hints) (*names, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := newNames(t, data, int(count))
+	n, err := checkedNames(t, data, int(count))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return n, nil
+}
+
+// checkedNames splits the names at the start of data, with the markers behind them as
+// the test and the mend.
+func checkedNames(t *tokens, data []byte, count int) (*names, error) {
+	n, err := newNames(t, data, count)
+	if count <= 0 || count > len(data)/2 {
+		return nil, err
+	}
+	markers, ok := markersIn(data, count)
+	if !ok || err == nil && n.agree(markers) {
+		return n, err
+	}
+	return markedNames(t, data, count, markers)
 }
 
 // readTokens reads token_table and requires that token_index agrees with it.
@@ -98,7 +112,7 @@ func readTokens(r mem.VirtReader, h Hints) (*tokens, error) {
 
 // readAddresses reads the encoded addresses. Which tables exist tells two of
 // the encodings; the other two differ in that per-CPU kernels store the image's
-// symbols as negative numbers, and no image is 2 GiB long.
+// symbols, which are most, as negative numbers, and no image is 2 GiB long.
 func readAddresses(r mem.VirtReader, h Hints, count int) (addresses, error) {
 	a := addresses{encoding: placeRelative, base: h.Offsets}
 	at := h.Offsets
@@ -120,11 +134,12 @@ func readAddresses(r mem.VirtReader, h Hints, count int) (addresses, error) {
 	}
 	a.data = data
 	if a.encoding == baseRelative {
+		negative := 0
 		for i := range count {
-			if data[4*i+3] >= 0x80 {
-				a.encoding = absolutePercpu
-				break
-			}
+			negative += int(data[4*i+3] >> 7)
+		}
+		if negative > count/2 {
+			a.encoding = absolutePercpu
 		}
 	}
 	return a, nil

@@ -33,22 +33,24 @@ func (s Symbol) Absolute() bool { return s.Type == 'A' || s.Type == 'a' }
 // it was read from, and is safe for concurrent use.
 type Table struct {
 	names  *names
-	addrs  []uint64 // ascending, parallel to names
-	first  int      // index of the first symbol that At can answer
+	addrs  []uint64     // ascending, parallel to names
+	lost   map[int]bool // addresses that are damaged, and that of a neighbour here; nil if none is
+	first  int          // index of the first symbol that At can answer
 	layout string
 }
 
-// Len is the number of symbols.
+// Len is the number of symbols, damaged ones included.
 func (t *Table) Len() int { return len(t.addrs) }
 
 // Layout says in words how the tables were laid out and encoded.
 func (t *Table) Layout() string { return t.layout }
 
-// All yields the symbols in the kernel's order, which ascends by address.
+// All yields the symbols in the kernel's order, which ascends by address, without
+// those that Damage is about.
 func (t *Table) All() iter.Seq[Symbol] {
 	return func(yield func(Symbol) bool) {
 		for i := range t.addrs {
-			if !yield(t.symbol(i)) {
+			if !t.damaged(i) && !yield(t.symbol(i)) {
 				return
 			}
 		}
@@ -58,11 +60,12 @@ func (t *Table) All() iter.Seq[Symbol] {
 // Lookup returns the first symbol with this name, the one at the lowest
 // address, as the kernel's own kallsyms_lookup_name does.
 func (t *Table) Lookup(name string) (Symbol, bool) {
-	i, ok := t.names.find(name)
-	if !ok {
-		return Symbol{}, false
+	for i, ok := t.names.find(name); ok; i, ok = t.names.nextSame(i, name) {
+		if !t.damaged(i) {
+			return Symbol{Name: name, Addr: t.addrs[i], Type: t.names.symbolType(i)}, true
+		}
 	}
-	return Symbol{Name: name, Addr: t.addrs[i], Type: t.names.symbolType(i)}, true
+	return Symbol{}, false
 }
 
 // LookupAll returns every symbol with this name, ascending by address. Static
@@ -70,7 +73,9 @@ func (t *Table) Lookup(name string) (Symbol, bool) {
 func (t *Table) LookupAll(name string) []Symbol {
 	var out []Symbol
 	for i, ok := t.names.find(name); ok; i, ok = t.names.nextSame(i, name) {
-		out = append(out, Symbol{Name: name, Addr: t.addrs[i], Type: t.names.symbolType(i)})
+		if !t.damaged(i) {
+			out = append(out, Symbol{Name: name, Addr: t.addrs[i], Type: t.names.symbolType(i)})
+		}
 	}
 	return out
 }
@@ -79,7 +84,8 @@ func (t *Table) LookupAll(name string) []Symbol {
 // several symbols at one address it is the first of the table, as in the
 // kernel's own backtraces. Absolute symbols, and what lies outside of the
 // kernel image, are never an answer; the last symbol has no known end and
-// answers for its own address only.
+// answers for its own address only, as does one before a symbol whose address is
+// damaged. A damaged name is no answer either, and neither is what stands before it.
 func (t *Table) At(addr uint64) (sym Symbol, offset uint64, ok bool) {
 	last := t.above(addr) - 1
 	if last < t.first || (last == len(t.addrs)-1 && t.addrs[last] != addr) {
@@ -91,10 +97,15 @@ func (t *Table) At(addr uint64) (sym Symbol, offset uint64, ok bool) {
 		}
 	}
 	start, first := t.addrs[last], last
+	if t.lost[last] && addr != start {
+		return Symbol{}, 0, false
+	}
 	if last > t.first && t.addrs[last-1] == start {
 		first = max(t.first, t.from(start))
-		for t.absolute(first) {
-			first++ // ends at last, which is not absolute
+	}
+	for t.absolute(first) || t.damaged(first) {
+		if first++; first > last {
+			return Symbol{}, 0, false
 		}
 	}
 	return t.symbol(first), addr - start, true
@@ -124,10 +135,10 @@ func (t *Table) above(addr uint64) int {
 
 // Size is the number of bytes from addr, a symbol's address, to the next
 // higher symbol. The format stores no sizes, so padding counts. There is no
-// answer for the highest symbol.
+// answer for the highest symbol, and before one whose address is damaged.
 func (t *Table) Size(addr uint64) (size uint64, ok bool) {
 	i := t.above(addr)
-	if i == len(t.addrs) {
+	if i == len(t.addrs) || t.lost[i-1] {
 		return 0, false
 	}
 	return t.addrs[i] - addr, true
@@ -138,6 +149,9 @@ func (t *Table) symbol(i int) Symbol {
 	return Symbol{Name: name, Addr: t.addrs[i], Type: kind}
 }
 
+// damaged reports whether symbol i's name or address is lost.
+func (t *Table) damaged(i int) bool { return t.lost[i] || t.names.lost[i] }
+
 func (t *Table) absolute(i int) bool {
 	kind := t.names.symbolType(i)
 	return kind == 'A' || kind == 'a'
@@ -145,8 +159,8 @@ func (t *Table) absolute(i int) bool {
 
 // newTable joins names and addresses. anchor is the index of _text or _stext;
 // everything below its address is not in the image.
-func newTable(n *names, addrs []uint64, anchor int, layout string) *Table {
-	t := &Table{names: n, addrs: addrs, layout: layout}
+func newTable(n *names, addrs []uint64, lost map[int]bool, anchor int, layout string) *Table {
+	t := &Table{names: n, addrs: addrs, lost: lost, layout: layout}
 	t.first = t.from(addrs[anchor])
 	return t
 }

@@ -47,6 +47,8 @@ func (k *Kernel) missingSymbol(name, option string) error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("symbol %s: %w", name, err)
+	case table.Damage() != "":
+		return fmt.Errorf("symbol %s is not found: %s: %w", name, table.Damage(), kallsyms.ErrCorrupt)
 	case !hasVariables(table):
 		return &MissingError{What: "symbol " + name + " nor that of any variable", Option: optionVariables}
 	case option == "":

@@ -1,6 +1,8 @@
 package linux
 
 import (
+	"fmt"
+
 	"nestdbg/internal/kallsyms"
 )
 
@@ -16,7 +18,7 @@ const symbolsOfKernel = "symbols of the kernel"
 
 // LookupAll is every symbol with this name: those of the kernel by ascending
 // address, then those of the modules in their order. Problems are modules whose
-// symbols could not be read.
+// symbols could not be read, and a table that is damaged.
 func (k *Kernel) LookupAll(name string) ([]Symbol, []Problem) {
 	var out []Symbol
 	var problems []Problem
@@ -30,6 +32,9 @@ func (k *Kernel) LookupAll(name string) ([]Symbol, []Problem) {
 				size, _ = table.Size(s.Addr)
 			}
 			out = append(out, Symbol{Symbol: s, Size: size})
+		}
+		if damage := table.Damage(); damage != "" {
+			problems = append(problems, Problem{symbolsOfKernel, fmt.Errorf("%s: %w", damage, kallsyms.ErrCorrupt)})
 		}
 	}
 	set, err := k.moduleSet()

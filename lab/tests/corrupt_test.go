@@ -138,9 +138,11 @@ func askSymbols(k *linux.Kernel) (a answer) {
 	if a.err = err; err != nil {
 		return a
 	}
-	i := 0
+	if table.Damage() != "" {
+		a.problems++
+	}
 	for s := range table.All() {
-		if i++; i%16 == 0 {
+		if s.Addr%16 == 0 {
 			a.add(s)
 		}
 	}

@@ -1,0 +1,113 @@
+package kallsyms_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"testing"
+
+	"nestdbg/internal/kallsyms"
+	"nestdbg/internal/kallsyms/kallsymstest"
+)
+
+// TestDamage overwrites the length of a name, or an address, and asks for every
+// symbol: those that are left are as before, and what stands for a damaged one says
+// so by not being there.
+func TestDamage(t *testing.T) {
+	const count, at, block = 1500, 700, 256
+	for _, c := range kallsymstest.Configs() {
+		if c.Wide {
+			continue // no VMCOREINFO lines that old, and the search wants all whole
+		}
+		symbols, m := build(count, c)
+		for name, d := range map[string]struct {
+			edit        func([]byte)
+			first, last int // symbols that may be lost
+		}{
+			"a name that is longer": {func(b []byte) { b[nameAt(m, at)]++ }, at / block * block, at/block*block + block - 1},
+			"a name without length": {func(b []byte) { b[nameAt(m, at)] = 0 }, at / block * block, at/block*block + block - 1},
+			"a name too long":       {func(b []byte) { copy(b[nameAt(m, at):], "\xff\x7f") }, at / block * block, at/block*block + block - 1},
+			"the last block":        {func(b []byte) { b[nameAt(m, count-2)] = 0 }, count / block * block, count - 1},
+			"an address too high":   {func(b []byte) { overwrite(m, c, b, at, 4*(count-at)) }, at, at},
+			"an address too low":    {func(b []byte) { overwrite(m, c, b, at, -4*at/2) }, at, at},
+		} {
+			t.Run(c.Name+"/"+name, func(t *testing.T) {
+				image := *m
+				image.Bytes = bytes.Clone(m.Bytes)
+				d.edit(image.Bytes)
+				table, err := kallsyms.Read(&virt{image: &image}, hints(m))
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkDamaged(t, table, symbols, d.first, d.last)
+			})
+		}
+	}
+}
+
+// checkDamaged compares a table that lacks at most the symbols from first to last.
+func checkDamaged(t *testing.T, table *kallsyms.Table, want []kallsymstest.Symbol, first, last int) {
+	t.Helper()
+	var got []kallsyms.Symbol
+	for s := range table.All() {
+		got = append(got, s)
+	}
+	lost, i := 0, 0
+	for n, s := range want {
+		if i < len(got) && got[i] == kallsyms.Symbol(s) {
+			i++
+		} else if lost++; n < first || n > last {
+			t.Fatalf("symbol %d, %+v, is not there", n, s)
+		}
+		g, offset, ok := table.At(s.Addr)
+		if ok && (offset != 0 || g.Addr != s.Addr) {
+			t.Errorf("At(%#x), symbol %d, is %+v+%#x", s.Addr, n, g, offset)
+		}
+		if all := table.LookupAll(s.Name); n < first && len(all) == 0 {
+			t.Errorf("no symbol %s", s.Name)
+		}
+	}
+	if i != len(got) || lost == 0 || table.Damage() == "" {
+		t.Errorf("%d symbols, %d as they were, %d lost, damage %q", len(got), i, lost, table.Damage())
+	}
+}
+
+// nameAt is the offset in the image of the length of symbol i's name.
+func nameAt(m *kallsymstest.Image, i int) int {
+	at := int(m.Names - m.Base)
+	for range i {
+		n := int(m.Bytes[at])
+		if n >= 0x80 {
+			at, n = at+1, n&0x7f|int(m.Bytes[at+1])<<7
+		}
+		at += 1 + n
+	}
+	return at
+}
+
+// overwrite replaces the address of symbol i by that of one so many table entries away,
+// in bytes of a table of 4-byte words.
+func overwrite(m *kallsymstest.Image, c kallsymstest.Config, b []byte, i, away int) {
+	switch c.Encoding {
+	case kallsymstest.Absolute:
+		table := b[m.Addresses-m.Base:]
+		copy(table[8*i:8*i+8], table[8*i+2*away:])
+	case kallsymstest.PlaceRelative: // relative to its own place
+		table := b[m.Offsets-m.Base:]
+		v := binary.LittleEndian.Uint32(table[4*i+away:])
+		binary.LittleEndian.PutUint32(table[4*i:], v+uint32(away))
+	default:
+		table := b[m.Offsets-m.Base:]
+		copy(table[4*i:4*i+4], table[4*i+away:])
+	}
+}
+
+func BenchmarkDamaged(b *testing.B) {
+	_, m := build(200000, kallsymstest.Configs()[8])
+	m.Bytes[nameAt(m, 100000)]++
+	for b.Loop() {
+		if _, err := kallsyms.Read(&virt{image: m}, hints(m)); err != nil {
+			b.Fatal(fmt.Errorf("read: %w", err))
+		}
+	}
+}
