@@ -87,7 +87,8 @@ func checkArgs(c *cobra.Command) {
 func isUsage(err error) bool {
 	var usage usageError
 	var unknown *session.UnknownMachineError
-	return errors.As(err, &usage) || errors.As(err, &unknown) || errors.Is(err, session.ErrDead) ||
+	var assumed *session.AssumptionError
+	return errors.As(err, &usage) || errors.As(err, &unknown) || errors.As(err, &assumed) || errors.Is(err, session.ErrDead) ||
 		errors.Is(err, mem.ErrFault) || target.IsUsage(err)
 }
 
@@ -101,7 +102,7 @@ func splitExamine(args []string) []string {
 		return split
 	}
 	for i, s := range args {
-		value := i > 0 && slices.Contains([]string{"-t", "--target", "-m", "--machine", "--symbols"}, args[i-1])
+		value := i > 0 && slices.Contains(append([]string{"-t", "--target", "-m", "--machine", "--symbols"}, hintFlags...), args[i-1])
 		if s == "--" {
 			break
 		}
@@ -122,6 +123,8 @@ type app struct {
 	machine    string
 	json       bool
 	symbols    []string
+	hints      hints
+	blind      bool
 	debuginfod bool
 	verbose    bool
 
@@ -165,6 +168,7 @@ a symbol; "$pc" and other registers of the chosen CPU work too.`,
 	f.StringVarP(&a.machine, "machine", "m", "", "machine: l1, vm0, vm1, ... (default: the only nested machine)")
 	f.BoolVar(&a.json, "json", false, "answer in JSON")
 	f.StringArrayVar(&a.symbols, "symbols", nil, "directory with debug information, searched first (repeatable)")
+	a.hints.flags(c)
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done, on standard error")
 	c.AddCommand(a.inspectCommands()...)
 	return c
@@ -194,7 +198,7 @@ func (a *app) open(ctx context.Context) error {
 		return err
 	}
 	a.target, a.session = t, session.New(t)
-	return nil
+	return a.assume(ctx)
 }
 
 // look opens the target and looks at it, unless the gdb server did.

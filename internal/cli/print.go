@@ -166,7 +166,7 @@ var printWord = regexp.MustCompile(`^(p|print)(/[a-z]*)?$`)
 // Options of print and struct, by whether a value follows.
 var (
 	printSwitches = strings.Fields("--json -v --verbose -h --help -x --hex")
-	printValues   = strings.Fields("-t --target -m --machine --symbols --cpu --depth --elements")
+	printValues   = slices.Concat(strings.Fields("-t --target -m --machine --symbols --cpu --depth --elements"), hintFlags)
 )
 
 // splitPrint keeps expressions from being taken for options: what stands behind

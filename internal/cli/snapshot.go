@@ -78,15 +78,24 @@ func (a *app) saveSnapshot(ctx context.Context, dir string, live bool) error {
 type percent struct {
 	*app
 	name string
+	wait bool // say nothing of what is done within progressAfter
 
 	mu    sync.Mutex
+	begun time.Time // guarded by mu
 	shown time.Time // guarded by mu
 }
+
+// progressAfter is how long something may take without a word.
+const progressAfter = 500 * time.Millisecond
 
 func (p *percent) show(done, all uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if now := time.Now(); now.Sub(p.shown) >= progressEvery {
+	now := time.Now()
+	if p.begun.IsZero() {
+		p.begun = now
+	}
+	if now.Sub(p.shown) >= progressEvery && (!p.wait || now.Sub(p.begun) >= progressAfter) {
 		p.shown = now
 		fmt.Fprintf(p.errOut, "\r\x1b[K%s: %d %%", p.name, done*100/max(all, 1))
 	}

@@ -127,7 +127,9 @@ func judge(m *machine.Machine, found map[mem.Phys]*candidate) {
 			c.score += pointsNamed
 		}
 		if err := confirm(m, c); err != nil {
-			c.stale = err.Error()
+			if c.stale = err.Error(); c.given {
+				c.evidence = append(c.evidence, c.stale)
+			}
 		}
 	}
 	copies(found)

@@ -1,6 +1,16 @@
 package nested
 
-import "nestdbg/internal/mem"
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+	"nestdbg/internal/paging"
+)
 
 // Hint is what a person says of a guest: that there is one, and by what it is known.
 type Hint struct {
@@ -8,9 +18,173 @@ type Hint struct {
 	Flag string
 	// In is the machine in whose physical memory the address is.
 	In string
-	// Kind is the technology's name ("VMCB", "VMCS") of a control block at At, or, if
-	// Root is set, the format of a second stage whose root is At: "npt4", "ept4".
-	Kind string
-	Root bool
-	At   mem.Phys
+	// Control is the technology's name ("VMCB", "VMCS") of a control block at At; ""
+	// for a second stage.
+	Control string
+	// Second is the format of the second stage whose root is At.
+	Second *paging.Format
+	At     mem.Phys
+}
+
+// HintError is a hint that cannot be true, and why.
+type HintError struct {
+	Hint Hint
+	Err  error
+}
+
+func (e *HintError) Error() string {
+	return fmt.Sprintf("%s %#x: %v", e.Hint.Flag, uint64(e.Hint.At), e.Err)
+}
+
+func (e *HintError) Unwrap() error { return e.Err }
+
+// taker is a technology that decodes a control block which breaks its rules: somebody
+// who writes a hypervisor says that it is one all the same. The error says why no
+// machine can be made of it.
+type taker interface {
+	take(parent *machine.Machine, page []byte) (controlBlock, error)
+}
+
+// CheckHint says what is wrong with a hint about the memory of m, as a *HintError.
+func CheckHint(m *machine.Machine, h Hint) error {
+	var err error
+	if h.Control != "" {
+		_, err = h.candidate(m)
+	} else {
+		err = h.checkRoot(m)
+	}
+	if err != nil {
+		return &HintError{h, err}
+	}
+	return nil
+}
+
+// candidate is the control block that a hint is about.
+func (h Hint) candidate(m *machine.Machine) (*candidate, error) {
+	if h.At%pageSize != 0 {
+		return nil, fmt.Errorf("a %s begins at a page; this is %#x into one", h.Control, uint64(h.At%pageSize))
+	}
+	page := make([]byte, pageSize)
+	if _, err := m.Phys.ReadPhys(page, h.At); err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(technologies[m.Arch.Name], func(t technology) bool { return t.name() == h.Control })
+	if i < 0 {
+		return nil, fmt.Errorf("control blocks of the kind %s are not known on %s", h.Control, m.Arch.Name)
+	}
+	tech := technologies[m.Arch.Name][i]
+	block, ok := tech.parse(m, page)
+	if t, takes := tech.(taker); !ok && takes {
+		var err error
+		if block, err = t.take(m, page); err != nil {
+			return nil, err
+		}
+	} else if !ok {
+		return nil, fmt.Errorf("the page in %s does not look like a %s", m.Name, h.Control)
+	}
+	return &candidate{tech: tech, at: h.At, on: -1, index: -1, block: block, given: true,
+		evidence: append(slices.Clone(block.against), "given by "+h.Flag)}, nil
+}
+
+func (h Hint) checkRoot(m *machine.Machine) error {
+	if h.Second.Root(uint64(h.At)) != h.At {
+		return fmt.Errorf("a root of %s is not at such an address", h.Second.Name)
+	}
+	var bad error
+	for _, err := range h.Second.Ranges(m.Phys, h.At, mem.Range{Last: ^uint64(0)}) {
+		if err == nil {
+			return nil
+		}
+		if bad == nil {
+			bad = err
+		}
+	}
+	if bad != nil {
+		var fault *mem.FaultError
+		if errors.As(bad, &fault) {
+			return fault
+		}
+		return bad
+	}
+	return fmt.Errorf("read as %s, the tables there map nothing", h.Second.Name)
+}
+
+// hinted adds the control blocks that a person says are there.
+func hinted(m *machine.Machine, found map[mem.Phys]*candidate, hints []Hint) {
+	for _, h := range hints {
+		if h.In != m.Name || h.Control == "" {
+			continue
+		}
+		if c := found[h.At]; c != nil {
+			c.given = true
+			c.evidence = append(c.evidence, "given by "+h.Flag)
+			continue
+		}
+		if c, err := h.candidate(m); err == nil { // else CheckHint says it
+			found[h.At] = c
+		}
+	}
+}
+
+// hintedStages adds a machine for every second stage that a person says is there and no
+// control block has.
+func hintedStages(m *machine.Machine, groups [][]*candidate, hints []Hint) [][]*candidate {
+	for _, h := range hints {
+		if h.In != m.Name || h.Second == nil || h.checkRoot(m) != nil {
+			continue
+		}
+		known := false
+		for _, g := range groups {
+			for _, c := range g {
+				if c.block.root == h.At {
+					known = true
+					c.evidence = append(c.evidence, "its second stage is given by "+h.Flag)
+				}
+			}
+		}
+		if known {
+			continue
+		}
+		groups = append(groups, []*candidate{{
+			tech: noTechnology{}, at: h.At, on: -1, index: -1, given: true,
+			block:    controlBlock{regs: arch.NewRegisters(m.Arch), second: h.Second, root: h.At},
+			evidence: []string{"given by " + h.Flag},
+		}})
+	}
+	return groups
+}
+
+// noTechnology stands for a second stage of which no control block is known.
+type noTechnology struct{ technology }
+
+func (noTechnology) name() string { return "second stage" }
+
+// isLost reports whether nothing but the memory of a candidate is known.
+func (c *candidate) isLost() bool { _, none := c.tech.(noTechnology); return none }
+
+// ParseStage reads "npt4:0x1000", "ept5:0x1000", or "ept:0x105e" with the value of an EPT
+// pointer.
+func ParseStage(text string, number func(string) (uint64, error)) (*paging.Format, mem.Phys, error) {
+	kind, root, ok := strings.Cut(text, ":")
+	if !ok {
+		return nil, 0, fmt.Errorf("a second stage is KIND:ROOT, such as npt4:0x1234000, not %q", text)
+	}
+	n, err := number(root)
+	if err != nil {
+		return nil, 0, err
+	}
+	if kind == "ept" {
+		return paging.EPTForPointer(n)
+	}
+	f, err := paging.ByName(kind)
+	if err != nil || !strings.HasPrefix(kind, "npt") && !strings.HasPrefix(kind, "ept") {
+		var names []string
+		for _, f := range paging.Formats() {
+			if strings.HasPrefix(f.Name, "npt") || strings.HasPrefix(f.Name, "ept") {
+				names = append(names, f.Name)
+			}
+		}
+		return nil, 0, fmt.Errorf("no second stage is of the kind %q; there are ept (with an EPT pointer), %s", kind, strings.Join(names, ", "))
+	}
+	return f, mem.Phys(n), nil
 }

@@ -162,10 +162,11 @@ func (f *Finder) children(t *machine.Tower, m *machine.Machine, opt Options) {
 		}
 		byPageState(m, found, opt)
 	}
+	hinted(m, found, opt.Hints)
 	if !listed {
 		judge(m, found)
 	}
-	groups := group(found, listed)
+	groups := hintedStages(m, group(found, listed), opt.Hints)
 	if len(groups) > 0 && m.Level >= maxLevel {
 		problem("it has guests at level %d, deeper than anything real", m.Level+1)
 		return
@@ -173,7 +174,7 @@ func (f *Finder) children(t *machine.Tower, m *machine.Machine, opt Options) {
 	for _, g := range groups {
 		child := f.machine(m, g, roads)
 		t.Machines = append(t.Machines, child)
-		f.children(t, child, Options{Kernel: opt.Kernel})
+		f.children(t, child, Options{Kernel: opt.Kernel, Hints: opt.Hints})
 	}
 }
 
@@ -349,6 +350,9 @@ func newCPU(position int, c *candidate, s *machine.SecondStage) *machine.CPU {
 	}
 	if c.index >= 0 {
 		cpu.Index = c.index
+	}
+	if c.isLost() {
+		cpu.State, cpu.Control, cpu.Source = machine.Lost, 0, "no control block is known, so no registers"
 	}
 	if c.on >= 0 {
 		cpu.State, cpu.Source, cpu.Why = machine.Running, c.source, ""

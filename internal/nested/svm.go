@@ -2,6 +2,7 @@ package nested
 
 import (
 	"fmt"
+	"slices"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/machine"
@@ -62,7 +63,7 @@ func (svmTechnology) host(parent *machine.Machine, cpu *arch.Registers) (*arch.R
 
 func (svmTechnology) quickReject(page []byte) bool { return svm.QuickReject(page) }
 
-func (svmTechnology) parse(parent *machine.Machine, page []byte) (controlBlock, bool) {
+func (t svmTechnology) parse(parent *machine.Machine, page []byte) (controlBlock, bool) {
 	inRAM := func(a mem.Phys) bool {
 		for _, r := range parent.Phys.PhysRanges() {
 			if r.Contains(uint64(a)) {
@@ -75,26 +76,36 @@ func (svmTechnology) parse(parent *machine.Machine, page []byte) (controlBlock, 
 	if !assessment.Plausible {
 		return controlBlock{}, false
 	}
+	block, err := t.block(parent, page, assessment)
+	return block, err == nil
+}
+
+// take implements taker.
+func (t svmTechnology) take(parent *machine.Machine, page []byte) (controlBlock, error) {
+	if !slices.ContainsFunc(page, func(b byte) bool { return b != 0 }) {
+		return controlBlock{}, fmt.Errorf("the page in %s is empty", parent.Name)
+	}
+	return t.block(parent, page, svm.Assess(page, nil))
+}
+
+func (svmTechnology) block(parent *machine.Machine, page []byte, a svm.Assessment) (controlBlock, error) {
 	vmcb, err := svm.Parse(page)
-	if err != nil || !vmcb.NestedPaging() {
-		return controlBlock{}, false
+	if err != nil {
+		return controlBlock{}, err
+	}
+	if !vmcb.NestedPaging() {
+		return controlBlock{}, fmt.Errorf("nested paging is off in it (NP_ENABLE): there is no second stage to follow")
 	}
 	format, err := nptFormat(parent)
 	if err != nil {
-		return controlBlock{}, false
+		return controlBlock{}, err
 	}
 	why, _ := svm.ExitName(vmcb.ExitCode())
 	return controlBlock{
-		regs:     vmcb.Registers(),
-		second:   format,
-		root:     format.Root(vmcb.NCR3()),
-		why:      why,
-		evidence: assessment.Evidence,
-		against:  assessment.Against,
-		score:    assessment.Score,
-		of:       assessment.Score + len(assessment.Against),
-		fault:    svmStageFault(vmcb),
-	}, true
+		regs: vmcb.Registers(), second: format, root: format.Root(vmcb.NCR3()), why: why,
+		evidence: a.Evidence, against: a.Against, score: a.Score, of: a.Score + len(a.Against),
+		fault: svmStageFault(vmcb),
+	}, nil
 }
 
 // nptFormat is the format of the nested page tables that a hypervisor's VMRUN

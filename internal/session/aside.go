@@ -25,7 +25,7 @@ func (s *Session) LookAside(ctx context.Context) (*machine.Tower, error) {
 			return nil, err
 		}
 		if cpus != nil {
-			return s.build(cpus, Full, running), nil
+			return s.check(s.build(cpus, Full, running))
 		}
 	}
 	return s.look(ctx, Full, running)

@@ -2,6 +2,7 @@ package session
 
 import (
 	"errors"
+	"slices"
 
 	"nestdbg/internal/linux"
 	"nestdbg/internal/machine"
@@ -36,10 +37,11 @@ func find(m *machine.Machine, live *liveMachine, search bool) (*linux.Kernel, er
 	return nil, errors.Join(append(errs, linux.ErrNotFound)...)
 }
 
-// layersUnknown reports whether no CPU of QEMU's own machine says what it executes.
+// layersUnknown reports whether no CPU of QEMU's own machine says what it executes, or
+// nothing but the memory of a nested one is known.
 func layersUnknown(m *machine.Machine) bool {
 	if m.Parent != nil {
-		return false
+		return !slices.ContainsFunc(m.CPUs, func(c *machine.CPU) bool { return c.State != machine.Lost })
 	}
 	for _, c := range m.CPUs {
 		if _, ok := c.Regs.Get("guest_mode"); ok {

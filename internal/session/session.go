@@ -27,6 +27,8 @@ type Session struct {
 	running bool                     // whether the machine ran then; guarded by mu
 	fulls   int                      // how many full looks there were; guarded by mu
 	kernels map[string]*kernelResult // by machine name; guarded by mu
+	assumed Assumptions              // guarded by mu
+	checked bool                     // whether a look has used assumed; guarded by mu
 	lives   map[string]*liveMachine  // by machine name; guarded by mu
 	numbers map[string]int           // process numbers by machine name; guarded by mu
 
@@ -92,7 +94,7 @@ func (s *Session) look(ctx context.Context, effort Effort, running bool) (*machi
 	if err != nil {
 		return nil, err
 	}
-	return s.build(cpus, effort, running), nil
+	return s.check(s.build(cpus, effort, running))
 }
 
 // build makes the tower from the registers of QEMU's machine.
@@ -103,19 +105,11 @@ func (s *Session) build(cpus []*arch.Registers, effort Effort, running bool) *ma
 	if r := s.kernels[root.Name]; r != nil && layersUnknown(root) {
 		root.Mode = r.mode
 	}
-	opt := nested.Options{Scan: effort == Full}
-	switch effort {
-	case Quick:
-		opt.Kernel = s.hypervisor
-	case Full:
+	if effort == Full {
 		s.fulls++
-		opt.Kernel = func(m *machine.Machine) *linux.Kernel {
-			k, _ := s.kernel(m)
-			return k
-		}
 	}
 	s.running = running
-	s.tower = s.finder.Build(root, opt)
+	s.tower = s.finder.Build(root, s.options(effort))
 	s.deliveries = nested.NewDeliveries(root, cpus, s.tower)
 	for _, m := range s.tower.Machines {
 		s.live(m)
@@ -202,6 +196,9 @@ func (s *Session) Kernel(m *machine.Machine) (*linux.Kernel, error) {
 func (s *Session) kernel(m *machine.Machine) (*linux.Kernel, error) {
 	live := s.live(m)
 	if r := s.kernels[m.Name]; r != nil && (r.err != nil && r.fulls == s.fulls || r.err == nil && runs(r.kernel, m)) {
+		if r.mode != nil && m.Mode == nil && layersUnknown(m) {
+			m.Mode = r.mode
+		}
 		return r.kernel, r.err
 	}
 	k, err := find(m, live, true)
