@@ -204,6 +204,9 @@ func (u *Unwinder) walk(s orc.State) ([]Frame, error) {
 		if guess && !u.plausible(&next) {
 			return out, fmt.Errorf("no unwind table has %#x, and its frame pointer leads to no code: %w", pc, ErrNotFound)
 		}
+		if err := u.possible(&next); err != nil {
+			return out, fmt.Errorf("caller of %#x: %w", f.PC, err)
+		}
 		s = next
 	}
 }
@@ -225,6 +228,27 @@ func (u *Unwinder) user(s *orc.State, pc uint64) bool {
 		return s.User()
 	}
 	return pc != 0 && pc < u.k.layout.kernelMin
+}
+
+// possible checks what a table led to. Tables can be wrong for an instruction, as
+// those of Linux 6.1 are for the one that switches stacks behind the call of
+// error_entry, and then any word of the stack passes for a frame.
+func (u *Unwinder) possible(s *orc.State) error {
+	pc, _ := s.LookupPC()
+	kernel := pc >= u.k.layout.kernelMin
+	cs, ok := s.Get(orc.CS)
+	switch {
+	case !s.Exact && !kernel:
+		return fmt.Errorf("its return address %#x is not in the kernel: %w", pc, ErrCorrupt)
+	case !s.Exact || !ok:
+		return nil
+	}
+	const selectors, rings = 1 << 16, 3
+	ring := cs & rings
+	if cs < rings+1 || cs >= selectors || ring != 0 && ring != rings || kernel == (ring == rings) && pc != 0 {
+		return fmt.Errorf("what was interrupted there had code segment %#x at %#x, which cannot be: %w", cs, pc, ErrCorrupt)
+	}
+	return nil
 }
 
 // plausible reports whether a caller that was guessed can be one.
