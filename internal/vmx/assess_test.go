@@ -189,7 +189,7 @@ func TestChecksFire(t *testing.T) {
 			t.Errorf("there is no check %q", name)
 			continue
 		}
-		if checks[i].OK || checks[i].Seen == "" {
+		if checks[i].OK || checks[i].Seen == "" || checks[i].Wrong == "" {
 			t.Errorf("%s: %+v", name, checks[i])
 		}
 	}

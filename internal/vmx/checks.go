@@ -7,9 +7,10 @@ import (
 
 // Check is one condition under which VM entry refuses a VMCS.
 type Check struct {
-	Name string // the condition that must hold, in words
-	OK   bool
-	Seen string // the values it was judged by
+	Name  string // the condition that must hold, in words
+	Wrong string // what is wrong if it does not, as the manual lists it
+	OK    bool
+	Seen  string // the values it was judged by
 }
 
 // checker collects checks. A check whose fields the layout does not have is not
@@ -20,7 +21,7 @@ type checker struct {
 }
 
 // must adds a check judged by fields.
-func (c *checker) must(holds bool, name string, fields ...Field) {
+func (c *checker) must(holds bool, name, wrong string, fields ...Field) {
 	if !c.v.has(fields...) {
 		return
 	}
@@ -28,7 +29,7 @@ func (c *checker) must(holds bool, name string, fields ...Field) {
 	for _, f := range fields {
 		seen = append(seen, fmt.Sprintf("%v %#x", f, c.v.get(f)))
 	}
-	c.checks = append(c.checks, Check{name, holds, strings.Join(seen, ", ")})
+	c.checks = append(c.checks, Check{name, wrong, holds, strings.Join(seen, ", ")})
 }
 
 // Checks applies the checks of VM entry (SDM Vol. 3C, "VM Entries": "Checks on VMX
@@ -38,7 +39,7 @@ func (c *checker) must(holds bool, name string, fields ...Field) {
 // be there. Fields that the layout does not have are not judged.
 func (v *VMCS) Checks() []Check {
 	c := &checker{v: v}
-	c.must(!v.Shadow(), "it is no shadow VMCS")
+	c.must(!v.Shadow(), "it is no shadow VMCS", "shadow VMCS")
 	c.controls()
 	c.addresses()
 	c.injection()
@@ -70,34 +71,54 @@ func (c *checker) controls() {
 	v := c.v
 	pin, primary, second := v.get(PinControls), v.get(PrimaryControls), v.second()
 	exit, entry := v.get(ExitControls), v.get(EntryControls)
-	c.must(pin&pinDefault1 == pinDefault1, "pin-based controls have their reserved bits", PinControls)
-	c.must(primary&primaryDefault1 == primaryDefault1, "primary controls have their reserved bits", PrimaryControls)
-	c.must(exit&exitDefault1 == exitDefault1, "VM-exit controls have their reserved bits", ExitControls)
-	c.must(entry&entryDefault1 == entryDefault1, "VM-entry controls have their reserved bits", EntryControls)
-	c.must(v.get(CR3TargetCount) <= 4, "CR3-target count is at most 4", CR3TargetCount)
-	c.must(pin&pinVirtualNMI == 0 || pin&pinNMI != 0, "virtual NMIs go with NMI exiting", PinControls)
-	c.must(primary&primaryNMIWindow == 0 || pin&pinVirtualNMI != 0, "NMI-window exiting goes with virtual NMIs",
+	c.must(pin&pinDefault1 == pinDefault1,
+		"pin-based controls have their reserved bits",
+		"pin-based controls: a reserved bit that must be 1 is clear", PinControls)
+	c.must(primary&primaryDefault1 == primaryDefault1,
+		"primary controls have their reserved bits",
+		"primary controls: a reserved bit that must be 1 is clear", PrimaryControls)
+	c.must(exit&exitDefault1 == exitDefault1,
+		"VM-exit controls have their reserved bits",
+		"VM-exit controls: a reserved bit that must be 1 is clear", ExitControls)
+	c.must(entry&entryDefault1 == entryDefault1,
+		"VM-entry controls have their reserved bits",
+		"VM-entry controls: a reserved bit that must be 1 is clear", EntryControls)
+	c.must(v.get(CR3TargetCount) <= 4, "CR3-target count is at most 4", "CR3-target count above 4", CR3TargetCount)
+	c.must(pin&pinVirtualNMI == 0 || pin&pinNMI != 0,
+		"virtual NMIs go with NMI exiting", "virtual NMIs without NMI exiting", PinControls)
+	c.must(primary&primaryNMIWindow == 0 || pin&pinVirtualNMI != 0,
+		"NMI-window exiting goes with virtual NMIs", "NMI-window exiting without virtual NMIs",
 		PrimaryControls, PinControls)
 	shadow := primary&primaryTPRShadow != 0
 	apic := second & (secondX2APIC | secondAPICRegs | secondDelivery)
-	c.must(shadow || apic == 0, "x2APIC mode, APIC registers and interrupt delivery are virtual only with a TPR shadow",
+	c.must(shadow || apic == 0,
+		"x2APIC mode, APIC registers and interrupt delivery are virtual only with a TPR shadow",
+		"APIC virtualization without TPR shadow",
 		PrimaryControls, SecondControls)
 	c.must(second&secondX2APIC == 0 || second&secondAPICAccess == 0,
-		"x2APIC mode and APIC accesses are not both virtual", SecondControls)
+		"x2APIC mode and APIC accesses are not both virtual",
+		"both x2APIC mode and APIC accesses virtual", SecondControls)
 	c.must(second&secondDelivery == 0 || pin&pinExternal != 0,
-		"virtual-interrupt delivery goes with external-interrupt exiting", SecondControls, PinControls)
+		"virtual-interrupt delivery goes with external-interrupt exiting",
+		"virtual-interrupt delivery without external-interrupt exiting", SecondControls, PinControls)
 	c.must(pin&pinPosted == 0 || second&secondDelivery != 0 && exit&exitAck != 0,
 		"posted interrupts go with virtual-interrupt delivery and acknowledgement on exit",
+		"posted interrupts without virtual-interrupt delivery or acknowledgement on exit",
 		PinControls, SecondControls, ExitControls)
-	c.must(!shadow || second&secondDelivery != 0 || v.get(TPRThreshold)>>4 == 0, "TPR threshold has 4 bits", TPRThreshold)
-	c.must(second&secondVPID == 0 || v.get(VPID) != 0, "VPID is not 0", VPID)
+	c.must(!shadow || second&secondDelivery != 0 || v.get(TPRThreshold)>>4 == 0,
+		"TPR threshold has 4 bits", "TPR threshold: a bit above 3 set", TPRThreshold)
+	c.must(second&secondVPID == 0 || v.get(VPID) != 0, "VPID is not 0", "VPID 0", VPID)
 	pointer, ept := v.EPT()
-	c.must(!ept || validEPT(pointer), "EPT pointer is valid", EPTPointer)
+	c.must(!ept || validEPT(pointer),
+		"EPT pointer is valid", "EPT pointer: bad memory type, number of levels, or reserved bit set", EPTPointer)
 	c.must(second&(secondUnrestricted|secondModeBased|secondPML) == 0 || ept,
-		"unrestricted guest, mode-based execute control and PML go with EPT", SecondControls)
+		"unrestricted guest, mode-based execute control and PML go with EPT",
+		"unrestricted guest, mode-based execute control or PML without EPT", SecondControls)
 	c.must(exit&exitSaveTimer == 0 || pin&pinPreemption != 0,
-		"the VMX-preemption timer is saved only if it is active", ExitControls, PinControls)
-	c.must(entry&(entrySMM|entryDual) == 0, "the entry is not to system-management mode", EntryControls)
+		"the VMX-preemption timer is saved only if it is active",
+		"VMX-preemption timer to be saved but not active", ExitControls, PinControls)
+	c.must(entry&(entrySMM|entryDual) == 0,
+		"the entry is not to system-management mode", "entry to SMM outside SMM", EntryControls)
 }
 
 // validEPT applies SDM "Extended-Page-Table Pointer (EPTP)": memory type, 4 or 5
@@ -126,10 +147,13 @@ func (c *checker) addresses() {
 		if a.on {
 			at := v.get(a.field)
 			c.must(at%a.align == 0 && at&^uint64(physMask) == 0,
-				fmt.Sprintf("%v is a physical address, aligned to %d bytes", a.field, a.align), a.field)
+				fmt.Sprintf("%v is a physical address, aligned to %d bytes", a.field, a.align),
+				fmt.Sprintf("%v beyond physical memory or not aligned to %d bytes", a.field, a.align), a.field)
 		}
 	}
-	c.must(pin&pinPosted == 0 || v.get(PostedVector) < 256, "posted-interrupt notification vector has 8 bits", PostedVector)
+	c.must(pin&pinPosted == 0 || v.get(PostedVector) < 256,
+		"posted-interrupt notification vector has 8 bits",
+		"posted-interrupt notification vector: a bit above 7 set", PostedVector)
 }
 
 // injection: SDM "VM-Entry Control Fields", event injection.
@@ -140,7 +164,8 @@ func (c *checker) injection() {
 		return
 	}
 	info := v.get(EntryInfo)
-	c.must(info&eventReserved == 0, "the injected event has no reserved bit", EntryInfo)
+	c.must(info&eventReserved == 0,
+		"the injected event has no reserved bit", "injected event: reserved bit set", EntryInfo)
 	vector := true
 	switch e.Type {
 	case 1:
@@ -152,17 +177,24 @@ func (c *checker) injection() {
 	case EventOther:
 		vector = e.Vector == 0
 	}
-	c.must(vector, "the injected event is one that can be", EntryInfo)
+	c.must(vector,
+		"the injected event is one that can be", "injected event: type and vector do not go together", EntryInfo)
 	// An error code is delivered with #DF, #TS, #NP, #SS, #GP, #PF, #AC, and #CP, in
 	// protected mode; whether #CP has one depends on the processor.
 	const withError = 1<<8 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14 | 1<<17
 	protected := v.get(GuestCR0)&cr0PE != 0
 	want := e.Type == EventException && protected && e.Vector < 32 && withError>>e.Vector&1 != 0
-	c.must(e.HasError == want || e.Vector == 21, "the injected event has an error code if its vector has", EntryInfo, GuestCR0)
-	c.must(!e.HasError || e.ErrorCode>>16 == 0, "the error code has 16 bits", EntryErrorCode)
+	c.must(e.HasError == want || e.Vector == 21,
+		"the injected event has an error code if its vector has",
+		"injected event: error code where the vector has none, or none where it has", EntryInfo, GuestCR0)
+	c.must(!e.HasError || e.ErrorCode>>16 == 0,
+		"the error code has 16 bits", "injected event: error code above 16 bits", EntryErrorCode)
 	software := e.Type == EventSoftware || e.Type == EventICEBP || e.Type == EventSoftExc
-	c.must(!software || v.get(EntryInsnLength) <= 15, "the instruction length of a software event is at most 15", EntryInsnLength)
-	c.must(e.Type != EventExternal || v.get(GuestRFLAGS)&flagIF != 0, "RFLAGS.IF is 1 for an external interrupt",
+	c.must(!software || v.get(EntryInsnLength) <= 15,
+		"the instruction length of a software event is at most 15",
+		"injected event: instruction length above 15", EntryInsnLength)
+	c.must(e.Type != EventExternal || v.get(GuestRFLAGS)&flagIF != 0,
+		"RFLAGS.IF is 1 for an external interrupt", "external interrupt injected with RFLAGS.IF clear",
 		EntryInfo, GuestRFLAGS)
 }
 
@@ -194,30 +226,40 @@ func (c *checker) host() {
 	exit := v.get(ExitControls)
 	cr0, cr4, long := v.get(HostCR0), v.get(HostCR4), exit&exitHost64 != 0
 	const always = cr0PE | cr0NE | cr0PG
-	c.must(cr0&always == always && cr0>>32 == 0, "host CR0 has PE, NE and PG, and 32 bits", HostCR0)
-	c.must(cr4&cr4VMXE != 0, "host CR4.VMXE is 1", HostCR4)
-	c.must(cr4&^uint64(cr4Defined) == 0, "host CR4 has no undefined bit", HostCR4)
-	c.must(v.get(HostCR3)&^uint64(physMask) == 0, "host CR3 has no reserved bit", HostCR3)
+	c.must(cr0&always == always && cr0>>32 == 0,
+		"host CR0 has PE, NE and PG, and 32 bits", "host CR0: PE, NE or PG clear, or a bit above 31 set", HostCR0)
+	c.must(cr4&cr4VMXE != 0, "host CR4.VMXE is 1", "host CR4.VMXE clear", HostCR4)
+	c.must(cr4&^uint64(cr4Defined) == 0, "host CR4 has no undefined bit", "host CR4: reserved bit set", HostCR4)
+	c.must(v.get(HostCR3)&^uint64(physMask) == 0,
+		"host CR3 has no reserved bit", "host CR3: reserved bit set", HostCR3)
 	for _, f := range []Field{HostFSBase, HostGSBase, HostTRBase, HostGDTRBase, HostIDTRBase, HostSysESP, HostSysEIP} {
-		c.must(canonical(v.get(f)), fmt.Sprintf("%v is canonical", f), f)
+		c.must(canonical(v.get(f)), fmt.Sprintf("%v is canonical", f), fmt.Sprintf("%v not canonical", f), f)
 	}
 	for _, f := range []Field{HostES, HostCS, HostSS, HostDS, HostFS, HostGS, HostTR} {
-		c.must(v.get(f)&7 == 0, fmt.Sprintf("%v has RPL 0 and is of the GDT", f), f)
+		c.must(v.get(f)&7 == 0, fmt.Sprintf("%v has RPL 0 and is of the GDT", f),
+			fmt.Sprintf("%v: RPL or TI not 0", f), f)
 	}
-	c.must(v.get(HostCS) != 0, "host CS is not 0", HostCS)
-	c.must(v.get(HostTR) != 0, "host TR is not 0", HostTR)
-	c.must(long || v.get(HostSS) != 0, "host SS is not 0 outside 64-bit mode", HostSS, ExitControls)
-	c.must(!long || cr4&cr4PAE != 0, "host CR4.PAE is 1 in 64-bit mode", HostCR4, ExitControls)
-	c.must(long || cr4&cr4PCIDE == 0, "host CR4.PCIDE is 0 outside 64-bit mode", HostCR4, ExitControls)
-	c.must(long || v.get(EntryControls)&entryGuest64 == 0, "a 64-bit guest has a 64-bit host", EntryControls, ExitControls)
-	c.must(long && canonical(v.get(HostRIP)) || !long && v.get(HostRIP)>>32 == 0, "host RIP is canonical", HostRIP, ExitControls)
+	c.must(v.get(HostCS) != 0, "host CS is not 0", "host CS 0", HostCS)
+	c.must(v.get(HostTR) != 0, "host TR is not 0", "host TR 0", HostTR)
+	c.must(long || v.get(HostSS) != 0,
+		"host SS is not 0 outside 64-bit mode", "host SS 0 outside 64-bit mode", HostSS, ExitControls)
+	c.must(!long || cr4&cr4PAE != 0,
+		"host CR4.PAE is 1 in 64-bit mode", "host CR4.PAE clear in 64-bit mode", HostCR4, ExitControls)
+	c.must(long || cr4&cr4PCIDE == 0,
+		"host CR4.PCIDE is 0 outside 64-bit mode", "host CR4.PCIDE set outside 64-bit mode", HostCR4, ExitControls)
+	c.must(long || v.get(EntryControls)&entryGuest64 == 0,
+		"a 64-bit guest has a 64-bit host",
+		"64-bit guest with a host outside 64-bit mode", EntryControls, ExitControls)
+	c.must(long && canonical(v.get(HostRIP)) || !long && v.get(HostRIP)>>32 == 0,
+		"host RIP is canonical", "host RIP not canonical", HostRIP, ExitControls)
 	if exit&exitLoadEFER != 0 {
 		efer := v.get(HostEFER)
 		c.must(efer&^uint64(eferDefined) == 0 && (efer&eferLMA != 0) == long && (efer&eferLME != 0) == long,
-			"host EFER has no undefined bit and is of the host's address-space size", HostEFER, ExitControls)
+			"host EFER has no undefined bit and is of the host's address-space size", "host EFER: reserved bit set, or LMA and LME not the host's address-space size", HostEFER, ExitControls)
 	}
 	if exit&exitLoadPAT != 0 {
-		c.must(validPAT(v.get(HostPAT)), "host PAT has valid memory types", HostPAT)
+		c.must(validPAT(v.get(HostPAT)),
+			"host PAT has valid memory types", "host PAT: reserved memory type", HostPAT)
 	}
 }
 
@@ -244,41 +286,58 @@ func (c *checker) guest() {
 	entry := v.get(EntryControls)
 	cr0, cr4, flags, long := v.get(GuestCR0), v.get(GuestCR4), v.get(GuestRFLAGS), entry&entryGuest64 != 0
 	unrestricted := v.second()&secondUnrestricted != 0
-	c.must(cr0&cr0NE != 0, "guest CR0.NE is 1", GuestCR0)
-	c.must(unrestricted || cr0&cr0PE != 0 && cr0&cr0PG != 0, "guest CR0.PE and PG are 1, or the guest is unrestricted",
+	c.must(cr0&cr0NE != 0, "guest CR0.NE is 1", "guest CR0.NE clear", GuestCR0)
+	c.must(unrestricted || cr0&cr0PE != 0 && cr0&cr0PG != 0,
+		"guest CR0.PE and PG are 1, or the guest is unrestricted",
+		"guest CR0.PE or PG clear without unrestricted guest",
 		GuestCR0, SecondControls)
-	c.must(cr0&cr0PG == 0 || cr0&cr0PE != 0, "guest CR0.PE is 1 with CR0.PG", GuestCR0)
-	c.must(cr0>>32 == 0, "guest CR0 has 32 bits", GuestCR0)
-	c.must(cr4&cr4VMXE != 0, "guest CR4.VMXE is 1", GuestCR4)
-	c.must(cr4&^uint64(cr4Defined) == 0, "guest CR4 has no undefined bit", GuestCR4)
-	c.must(cr4&cr4CET == 0 || cr0&cr0WP != 0, "guest CR0.WP is 1 with CR4.CET", GuestCR0, GuestCR4)
-	c.must(!long || cr0&cr0PG != 0 && cr4&cr4PAE != 0, "guest CR0.PG and CR4.PAE are 1 in 64-bit mode",
+	c.must(cr0&cr0PG == 0 || cr0&cr0PE != 0,
+		"guest CR0.PE is 1 with CR0.PG", "guest CR0.PG set with CR0.PE clear", GuestCR0)
+	c.must(cr0>>32 == 0, "guest CR0 has 32 bits", "guest CR0: a bit above 31 set", GuestCR0)
+	c.must(cr4&cr4VMXE != 0, "guest CR4.VMXE is 1", "guest CR4.VMXE clear", GuestCR4)
+	c.must(cr4&^uint64(cr4Defined) == 0, "guest CR4 has no undefined bit", "guest CR4: reserved bit set", GuestCR4)
+	c.must(cr4&cr4CET == 0 || cr0&cr0WP != 0,
+		"guest CR0.WP is 1 with CR4.CET", "guest CR4.CET set with CR0.WP clear", GuestCR0, GuestCR4)
+	c.must(!long || cr0&cr0PG != 0 && cr4&cr4PAE != 0,
+		"guest CR0.PG and CR4.PAE are 1 in 64-bit mode", "guest CR0.PG or CR4.PAE clear in 64-bit mode",
 		GuestCR0, GuestCR4, EntryControls)
-	c.must(long || cr4&cr4PCIDE == 0, "guest CR4.PCIDE is 0 outside 64-bit mode", GuestCR4, EntryControls)
-	c.must(v.get(GuestCR3)&^uint64(physMask) == 0, "guest CR3 has no reserved bit", GuestCR3)
-	c.must(entry&entryLoadDebug == 0 || v.get(GuestDR7)>>32 == 0, "guest DR7 has 32 bits", GuestDR7)
+	c.must(long || cr4&cr4PCIDE == 0,
+		"guest CR4.PCIDE is 0 outside 64-bit mode",
+		"guest CR4.PCIDE set outside 64-bit mode", GuestCR4, EntryControls)
+	c.must(v.get(GuestCR3)&^uint64(physMask) == 0,
+		"guest CR3 has no reserved bit", "guest CR3: reserved bit set", GuestCR3)
+	c.must(entry&entryLoadDebug == 0 || v.get(GuestDR7)>>32 == 0,
+		"guest DR7 has 32 bits", "guest DR7: a bit above 31 set", GuestDR7)
 	for _, f := range []Field{GuestSysESP, GuestSysEIP, GuestGDTRBase, GuestIDTRBase} {
-		c.must(canonical(v.get(f)), fmt.Sprintf("%v is canonical", f), f)
+		c.must(canonical(v.get(f)), fmt.Sprintf("%v is canonical", f), fmt.Sprintf("%v not canonical", f), f)
 	}
 	for _, f := range []Field{GuestGDTRLimit, GuestIDTRLimit} {
-		c.must(v.get(f)>>16 == 0, fmt.Sprintf("%v has 16 bits", f), f)
+		c.must(v.get(f)>>16 == 0, fmt.Sprintf("%v has 16 bits", f), fmt.Sprintf("%v: a bit above 15 set", f), f)
 	}
 	if entry&entryLoadEFER != 0 {
 		efer := v.get(GuestEFER)
 		lma := efer&eferLMA != 0
-		c.must(efer&^uint64(eferDefined) == 0, "guest EFER has no undefined bit", GuestEFER)
-		c.must(lma == long, "guest EFER.LMA is the mode of the VM-entry controls", GuestEFER, EntryControls)
-		c.must(cr0&cr0PG == 0 || lma == (efer&eferLME != 0), "guest EFER.LMA is EFER.LME with paging", GuestEFER, GuestCR0)
+		c.must(efer&^uint64(eferDefined) == 0,
+			"guest EFER has no undefined bit", "guest EFER: reserved bit set", GuestEFER)
+		c.must(lma == long,
+			"guest EFER.LMA is the mode of the VM-entry controls",
+			"guest EFER.LMA differs from IA-32e mode guest", GuestEFER, EntryControls)
+		c.must(cr0&cr0PG == 0 || lma == (efer&eferLME != 0),
+			"guest EFER.LMA is EFER.LME with paging",
+			"guest EFER.LMA differs from EFER.LME with CR0.PG set", GuestEFER, GuestCR0)
 	}
 	if entry&entryLoadPAT != 0 {
-		c.must(validPAT(v.get(GuestPAT)), "guest PAT has valid memory types", GuestPAT)
+		c.must(validPAT(v.get(GuestPAT)),
+			"guest PAT has valid memory types", "guest PAT: reserved memory type", GuestPAT)
 	}
-	c.must(flags&flagOne != 0, "guest RFLAGS bit 1 is 1", GuestRFLAGS)
-	c.must(flags&flagsZero == 0, "guest RFLAGS has no reserved bit", GuestRFLAGS)
-	c.must(flags&flagVM == 0 || !long && cr0&cr0PE != 0, "guest RFLAGS.VM is 0 in 64-bit and real mode",
+	c.must(flags&flagOne != 0, "guest RFLAGS bit 1 is 1", "guest RFLAGS bit 1 clear", GuestRFLAGS)
+	c.must(flags&flagsZero == 0, "guest RFLAGS has no reserved bit", "guest RFLAGS: reserved bit set", GuestRFLAGS)
+	c.must(flags&flagVM == 0 || !long && cr0&cr0PE != 0,
+		"guest RFLAGS.VM is 0 in 64-bit and real mode", "guest RFLAGS.VM set in 64-bit or real mode",
 		GuestRFLAGS, EntryControls, GuestCR0)
 	code64 := long && v.get(GuestCSRights)&rightsL != 0
 	rip := v.get(GuestRIP)
-	c.must(code64 && canonical(rip) || !code64 && rip>>32 == 0, "guest RIP is canonical, or has 32 bits",
+	c.must(code64 && canonical(rip) || !code64 && rip>>32 == 0,
+		"guest RIP is canonical, or has 32 bits", "guest RIP not canonical, or above 32 bits outside 64-bit mode",
 		GuestRIP, GuestCSRights, EntryControls)
 }

@@ -52,7 +52,8 @@ func (c *checker) segments() {
 	}
 	unrestricted := v.second()&secondUnrestricted != 0
 	cs, ss := v.get(GuestCSRights), v.get(GuestSSRights)
-	c.must(unrestricted || v.get(GuestSS)&3 == v.get(GuestCS)&3, "guest SS.RPL is CS.RPL", GuestSS, GuestCS)
+	c.must(unrestricted || v.get(GuestSS)&3 == v.get(GuestCS)&3,
+		"guest SS.RPL is CS.RPL", "guest SS.RPL differs from CS.RPL", GuestSS, GuestCS)
 	dpl := func(r uint64) uint64 { return r >> 5 & 3 }
 	dplOK := true
 	switch cs & rightsType {
@@ -63,10 +64,14 @@ func (c *checker) segments() {
 	case 13, 15:
 		dplOK = dpl(cs) <= dpl(ss)
 	}
-	c.must(dplOK, "guest CS.DPL fits its type and SS.DPL", GuestCSRights, GuestSSRights)
-	c.must(unrestricted || dpl(ss) == v.get(GuestSS)&3, "guest SS.DPL is SS.RPL", GuestSSRights, GuestSS)
+	c.must(dplOK,
+		"guest CS.DPL fits its type and SS.DPL",
+		"guest CS.DPL does not go with its type and SS.DPL", GuestCSRights, GuestSSRights)
+	c.must(unrestricted || dpl(ss) == v.get(GuestSS)&3,
+		"guest SS.DPL is SS.RPL", "guest SS.DPL differs from SS.RPL", GuestSSRights, GuestSS)
 	long := v.get(EntryControls)&entryGuest64 != 0
-	c.must(!long || cs&rightsL == 0 || cs&rightsDB == 0, "guest CS.L and CS.D are not both 1 in 64-bit mode",
+	c.must(!long || cs&rightsL == 0 || cs&rightsDB == 0,
+		"guest CS.L and CS.D are not both 1 in 64-bit mode", "guest CS.L and CS.D both set in 64-bit mode",
 		GuestCSRights, EntryControls)
 }
 
@@ -76,31 +81,39 @@ func (c *checker) segment(i int, s segment) {
 	sel, base, limit, acc := v.get(s.selector), v.get(s.base), v.get(s.limit), v.get(s.acc)
 	usable := acc&rightsUnusable == 0
 	if i == segTR || i == segLDTR {
-		c.must(!usable || sel>>2&1 == 0, fmt.Sprintf("guest %s is of the GDT", s.name), s.selector, s.acc)
+		c.must(!usable || sel>>2&1 == 0, fmt.Sprintf("guest %s is of the GDT", s.name),
+			fmt.Sprintf("guest %s: TI set", s.name), s.selector, s.acc)
 	}
 	switch i {
 	case segFS, segGS, segTR:
-		c.must(canonical(base), fmt.Sprintf("guest %s base is canonical", s.name), s.base)
+		c.must(canonical(base),
+			fmt.Sprintf("guest %s base is canonical", s.name), fmt.Sprintf("guest %s base not canonical", s.name), s.base)
 	case segLDTR:
-		c.must(!usable || canonical(base), "guest LDTR base is canonical", s.base, s.acc)
+		c.must(!usable || canonical(base),
+			"guest LDTR base is canonical", "guest LDTR base not canonical", s.base, s.acc)
 	case segCS:
-		c.must(base>>32 == 0, "guest CS base has 32 bits", s.base)
+		c.must(base>>32 == 0, "guest CS base has 32 bits", "guest CS base: a bit above 31 set", s.base)
 	default:
-		c.must(!usable || base>>32 == 0, fmt.Sprintf("guest %s base has 32 bits", s.name), s.base, s.acc)
+		c.must(!usable || base>>32 == 0, fmt.Sprintf("guest %s base has 32 bits", s.name),
+			fmt.Sprintf("guest %s base: a bit above 31 set", s.name), s.base, s.acc)
 	}
 	if i != segCS && i != segTR && !usable {
 		return
 	}
 	c.must(typeFits(i, acc, v.second()&secondUnrestricted != 0, v.get(EntryControls)&entryGuest64 != 0),
-		fmt.Sprintf("guest %s has a type that can be loaded", s.name), s.acc)
-	c.must((acc&rightsS != 0) == (i < segLDTR), fmt.Sprintf("guest %s.S is as it must be", s.name), s.acc)
-	c.must(acc&rightsP != 0, fmt.Sprintf("guest %s.P is 1", s.name), s.acc)
-	c.must(acc&rightsReserved == 0, fmt.Sprintf("guest %s has no reserved access right", s.name), s.acc)
+		fmt.Sprintf("guest %s has a type that can be loaded", s.name),
+		fmt.Sprintf("guest %s: type that cannot be loaded", s.name), s.acc)
+	c.must((acc&rightsS != 0) == (i < segLDTR),
+		fmt.Sprintf("guest %s.S is as it must be", s.name), fmt.Sprintf("guest %s.S wrong", s.name), s.acc)
+	c.must(acc&rightsP != 0, fmt.Sprintf("guest %s.P is 1", s.name), fmt.Sprintf("guest %s.P clear", s.name), s.acc)
+	c.must(acc&rightsReserved == 0, fmt.Sprintf("guest %s has no reserved access right", s.name),
+		fmt.Sprintf("guest %s access rights: reserved bit set", s.name), s.acc)
 	if i == segTR {
-		c.must(usable, "guest TR is usable", s.acc)
+		c.must(usable, "guest TR is usable", "guest TR unusable", s.acc)
 	}
 	granularity := (acc&rightsG == 0 || limit&0xfff == 0xfff) && (acc&rightsG != 0 || limit>>20 == 0)
-	c.must(granularity, fmt.Sprintf("guest %s.G fits its limit", s.name), s.acc, s.limit)
+	c.must(granularity, fmt.Sprintf("guest %s.G fits its limit", s.name),
+		fmt.Sprintf("guest %s.G does not go with its limit", s.name), s.acc, s.limit)
 }
 
 // typeFits applies the rules for the type of a segment.
@@ -125,7 +138,8 @@ func (c *checker) virtual8086() {
 	for i := range segLDTR {
 		s := segmentAt(i)
 		c.must(v.get(s.base) == v.get(s.selector)<<4 && v.get(s.limit) == 0xffff && v.get(s.acc) == 0xf3,
-			fmt.Sprintf("guest %s is as virtual-8086 mode has it", s.name), s.selector, s.base, s.limit, s.acc)
+			fmt.Sprintf("guest %s is as virtual-8086 mode has it", s.name),
+			fmt.Sprintf("guest %s: base, limit or access rights not those of virtual-8086 mode", s.name), s.selector, s.base, s.limit, s.acc)
 	}
 }
 
@@ -141,18 +155,31 @@ func (c *checker) nonRegisterState() {
 	v := c.v
 	activity, blocking := v.get(ActivityState), v.get(Interruptible)
 	flags, info := v.get(GuestRFLAGS), v.get(EntryInfo)
-	c.must(activity <= activitySIPI, "the activity state is one that there is", ActivityState)
-	c.must(activity != activityHLT || v.get(GuestSSRights)>>5&3 == 0, "a halted guest has SS.DPL 0", ActivityState, GuestSSRights)
-	c.must(activity == 0 || blocking&3 == 0, "a guest that is not active is not blocked by STI or MOV SS",
+	c.must(activity <= activitySIPI,
+		"the activity state is one that there is", "activity state above 3", ActivityState)
+	c.must(activity != activityHLT || v.get(GuestSSRights)>>5&3 == 0,
+		"a halted guest has SS.DPL 0", "activity state HLT with SS.DPL above 0", ActivityState, GuestSSRights)
+	c.must(activity == 0 || blocking&3 == 0,
+		"a guest that is not active is not blocked by STI or MOV SS",
+		"activity state not active with blocking by STI or MOV SS",
 		ActivityState, Interruptible)
-	c.must(blocking>>5 == 0, "the interruptibility state has no reserved bit", Interruptible)
-	c.must(blocking&3 != 3, "interrupts are not blocked by both STI and MOV SS", Interruptible)
-	c.must(blocking&1 == 0 || flags&flagIF != 0, "RFLAGS.IF is 1 with blocking by STI", Interruptible, GuestRFLAGS)
+	c.must(blocking>>5 == 0,
+		"the interruptibility state has no reserved bit", "interruptibility state: reserved bit set", Interruptible)
+	c.must(blocking&3 != 3,
+		"interrupts are not blocked by both STI and MOV SS",
+		"interruptibility state: blocking by STI and by MOV SS", Interruptible)
+	c.must(blocking&1 == 0 || flags&flagIF != 0,
+		"RFLAGS.IF is 1 with blocking by STI", "blocking by STI with RFLAGS.IF clear", Interruptible, GuestRFLAGS)
 	external := info&eventValid != 0 && info>>8&7 == EventExternal
-	c.must(!external || blocking&3 == 0, "an external interrupt is not injected into a blocked guest", EntryInfo, Interruptible)
+	c.must(!external || blocking&3 == 0,
+		"an external interrupt is not injected into a blocked guest",
+		"external interrupt injected with blocking by STI or MOV SS", EntryInfo, Interruptible)
 	const debugDefined = 0x1500f | 1<<11 // B3 to B0, enabled breakpoint, BS, RTM; bus lock
-	c.must(v.get(PendingDebug)&^uint64(debugDefined) == 0, "pending debug exceptions have no reserved bit", PendingDebug)
-	c.must(validLink(v.get(LinkPointer)), "the VMCS link pointer is all ones or a page", LinkPointer)
+	c.must(v.get(PendingDebug)&^uint64(debugDefined) == 0,
+		"pending debug exceptions have no reserved bit", "pending debug exceptions: reserved bit set", PendingDebug)
+	c.must(validLink(v.get(LinkPointer)),
+		"the VMCS link pointer is all ones or a page",
+		"VMCS link pointer: neither all ones nor an aligned physical address", LinkPointer)
 	c.pdptes()
 }
 
@@ -170,6 +197,7 @@ func (c *checker) pdptes() {
 	const reserved = 1<<1 | 1<<2 | 0x1e0 | ^uint64(physMask)
 	for _, f := range of(GuestPDPTE0, 4) {
 		e := v.get(f)
-		c.must(e&1 == 0 || e&reserved == 0, fmt.Sprintf("%v has no reserved bit", f), f)
+		c.must(e&1 == 0 || e&reserved == 0, fmt.Sprintf("%v has no reserved bit", f),
+			fmt.Sprintf("%v: reserved bit set", f), f)
 	}
 }

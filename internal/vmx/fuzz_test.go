@@ -42,6 +42,11 @@ func FuzzAssess(f *testing.F) {
 				t.Fatalf("registers %v with error %v", r, err)
 			}
 			v.EventInjection()
+			v.ExitDetails()
+			v.EPTFault()
+			for _, x := range v.Fields() {
+				x.Field.Meaning(x.Value)
+			}
 		}
 	})
 }
