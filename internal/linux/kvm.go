@@ -42,6 +42,8 @@ type VCPU struct {
 	Regs *arch.Registers
 
 	Control ControlBlock
+	// Again reads Control again, later; nil if that is not possible.
+	Again *ControlReader
 }
 
 // VCPUMode is where a vCPU is, as KVM sees it.
@@ -68,7 +70,14 @@ type ControlBlock struct {
 	Kind    string   // "vmcb" or "vmcs"
 	Phys    mem.Phys // the guest's own
 	Current mem.Phys // the one in use: another while the guest runs a guest itself
-	Guessed bool     // found by its looks, not by the types of KVM's module
+	Merged  mem.Phys // that other one, also while it is not in use; 0 if there is none
+	// Inner is the control block that the guest's CPU has entered, in the guest's
+	// physical memory; 0 if it is in no guest of its own.
+	Inner mem.Phys
+	// Pending says that nothing was executed since that entry: what Inner holds is
+	// newer than what Merged does.
+	Pending bool
+	Guessed bool // found by its looks, not by the types of KVM's module
 }
 
 // kvmFlavour is one of KVM's vendor modules: which structure it wraps a vCPU in
@@ -82,12 +91,17 @@ type kvmFlavour struct {
 	inUse  string   // pointer to the block in use, or to a structure that has it ...
 	via    string   // ... of this name ...
 	member string   // ... in this member
+
+	merged  string // pointer to the block for guests of the guest
+	inner   string // address of the guest's own block for its guest, while that runs
+	pending string // whether it is yet to run
 }
 
 // Linux 6.1 arch/x86/kvm/svm/svm.h and vmx/vmx.h. Before 5.13 a vcpu_svm had one VMCB.
 var (
 	kvmSVM = kvmFlavour{module: "kvm_amd", vcpu: "vcpu_svm", kind: "vmcb",
-		own: []string{"vmcb01.ptr", "vmcb"}, ownPA: []string{"vmcb01.pa", "vmcb_pa"}, inUse: "vmcb"}
+		own: []string{"vmcb01.ptr", "vmcb"}, ownPA: []string{"vmcb01.pa", "vmcb_pa"}, inUse: "vmcb",
+		merged: "nested.vmcb02.ptr", inner: "nested.vmcb12_gpa", pending: "nested.nested_run_pending"}
 	kvmVMX = kvmFlavour{module: "kvm_intel", vcpu: "vcpu_vmx", kind: "vmcs",
 		own: []string{"vmcs01.vmcs"}, inUse: "loaded_vmcs", via: "loaded_vmcs", member: "vmcs"}
 )
@@ -154,12 +168,14 @@ type flavourShape struct {
 	own, ownPA, inUse Field
 	hasOwnPA          bool
 	member            uint32 // offset in the structure that inUse points to
+	nested            nestedShape
 }
 
 func newFlavourShape(t *Types, f *kvmFlavour) (*flavourShape, error) {
 	s := newShape(t, f.vcpu)
 	out := &flavourShape{of: f, shape: s, own: s.need(f.own...), inUse: s.need(f.inUse)}
 	out.ownPA, out.hasOwnPA = s.want(f.ownPA...)
+	out.nested = newNestedShape(s, f)
 	at, err := t.Field(f.vcpu, "vcpu")
 	out.vcpu = at.Offset
 	if f.via != "" && err == nil {
@@ -329,7 +345,7 @@ func (r *kvmReader) readVCPU(addr mem.Virt) (VCPU, error) {
 		v.PID = int(n)
 	}
 	v.Regs = r.registers(&rec, v.Mode)
-	if v.Control, err = r.control(addr); err != nil {
+	if v.Control, v.Again, err = r.control(addr); err != nil {
 		r.problem(fmt.Sprintf("control block of vCPU %#x", addr), err)
 	}
 	return v, nil
@@ -369,18 +385,20 @@ func (k *Kernel) InGuestEntry(pc mem.Virt) bool {
 
 // control finds the control block of a vCPU, as the first flavour for which it
 // holds together; without types of any, by its looks.
-func (r *kvmReader) control(vcpu mem.Virt) (ControlBlock, error) {
+func (r *kvmReader) control(vcpu mem.Virt) (ControlBlock, *ControlReader, error) {
 	if len(r.flavours) == 0 {
-		return r.guessVMCB(vcpu)
+		c, err := r.guessVMCB(vcpu)
+		return c, nil, err
 	}
 	var err error
 	for _, f := range r.flavours {
+		again := &ControlReader{space: r.k.space, flavour: f, vendor: vcpu - mem.Virt(f.vcpu)}
 		var c ControlBlock
-		if c, err = f.read(r.k.space, vcpu-mem.Virt(f.vcpu)); err == nil {
-			return c, nil
+		if c, err = again.Read(); err == nil {
+			return c, again, nil
 		}
 	}
-	return ControlBlock{}, err
+	return ControlBlock{}, nil, err
 }
 
 // guessWords is how far behind a struct kvm_vcpu its VMCB is looked for.
@@ -443,7 +461,8 @@ func (f *flavourShape) read(space AddressSpace, addr mem.Virt) (ControlBlock, er
 	if err != nil {
 		return ControlBlock{}, fmt.Errorf("%s in use: %w", f.of.kind, err)
 	}
-	return ControlBlock{Kind: f.of.kind, Phys: own, Current: current}, nil
+	c := ControlBlock{Kind: f.of.kind, Phys: own, Current: current}
+	return c, f.nested.read(space, &rec, &c)
 }
 
 // blockAt is the physical page behind a pointer to a control block.

@@ -30,7 +30,7 @@ func TestKVMs(t *testing.T) {
 		if err != nil || len(problems) != 0 {
 			t.Fatalf("%v, %v", problems, err)
 		}
-		if diff := cmp.Diff([]VM{s.wantVM()}, got, cmpopts.IgnoreFields(VCPU{}, "Regs")); diff != "" {
+		if diff := cmp.Diff([]VM{s.wantVM()}, got, cmpopts.IgnoreFields(VCPU{}, "Regs", "Again")); diff != "" {
 			t.Fatal(diff)
 		}
 		for i, v := range got[0].VCPUs {
@@ -125,6 +125,52 @@ func TestKVMsEmpty(t *testing.T) {
 	s.link(s.symbols["modules"])
 	if _, _, err := k.KVMs(); !errors.Is(err, ErrNotFound) {
 		t.Errorf("without KVM: %v", err)
+	}
+}
+
+// A guest that runs a guest: what KVM says of it, before, at, during and after.
+func TestGuestOfGuest(t *testing.T) {
+	s := newFakeSystem(t, true)
+	k := s.find()
+	own, merged := s.control[1], s.alloc(pageSize, pageSize)
+	vms, _, err := k.KVMs()
+	if err != nil || len(vms) != 1 {
+		t.Fatal(vms, err)
+	}
+	again := vms[0].VCPUs[1].Again
+	for _, c := range []struct {
+		what             string
+		current          object
+		merged           uint64
+		inner            uint64
+		pending          uint64
+		want             ControlBlock
+		between, inGuest bool
+		err              error
+	}{
+		{what: "no guest ever", current: own, want: ControlBlock{Current: own.pa}},
+		{what: "was in one", current: own, merged: merged.va, inner: 0, want: ControlBlock{Current: own.pa, Merged: merged.pa}},
+		{what: "goes there", current: own, merged: merged.va, inner: 0x5000, pending: 1, want: ControlBlock{Current: own.pa, Merged: merged.pa}},
+		{what: "has not executed there", current: merged, merged: merged.va, inner: 0x5000, pending: 1, inGuest: true,
+			want: ControlBlock{Current: merged.pa, Merged: merged.pa, Inner: 0x5000, Pending: true}},
+		{what: "is there", current: merged, merged: merged.va, inner: 0x5000, inGuest: true,
+			want: ControlBlock{Current: merged.pa, Merged: merged.pa, Inner: 0x5000}},
+		{what: "is leaving", current: merged, merged: merged.va, between: true, want: ControlBlock{Current: merged.pa, Merged: merged.pa}},
+		{what: "no page", current: merged, merged: merged.va, inner: 0x5001, between: true, want: ControlBlock{Current: merged.pa, Merged: merged.pa}},
+		{what: "wild pointer", current: merged, merged: 0x5001, err: ErrCorrupt},
+	} {
+		s.vcpus[1].set("vmcb", c.current.va).set("nested.vmcb02.ptr", c.merged).set("nested.vmcb12_gpa", c.inner).
+			set("nested.nested_run_pending", c.pending)
+		got, err := again.Read()
+		if !errors.Is(err, c.err) {
+			t.Errorf("%s: %v", c.what, err)
+		}
+		if c.want.Kind, c.want.Phys = "vmcb", own.pa; c.err == nil && got != c.want {
+			t.Errorf("%s: %+v, want %+v", c.what, got, c.want)
+		}
+		if c.err == nil && (got.InGuest() != c.inGuest || got.Between() != c.between) {
+			t.Errorf("%s: in guest %v, between %v", c.what, got.InGuest(), got.Between())
+		}
 	}
 }
 
