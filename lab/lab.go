@@ -1,7 +1,7 @@
 // Package lab boots real nested guests: L1 a Debian Linux with KVM under
 // QEMU's emulation of AMD SVM, in it one or more L2, Debian Linux too. They are
 // something to debug, for people (nestdbg lab) and for tests (Start). A deeper lab
-// has a VM in each VM.
+// has a VM in each VM. Another kind of lab has a hypervisor of our own as L1.
 package lab
 
 import (
@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,7 +57,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	if err := errors.Join(checkSockets(dir), checkFree(dir)); err != nil {
 		return nil, err
 	}
-	l := &Lab{Name: o.Name, Dir: dir}
+	l := &Lab{Name: o.Name, Kind: o.Kind, Dir: dir}
 	f, err := l.prepare(ctx, o)
 	if err != nil {
 		return nil, err
@@ -107,7 +106,11 @@ func (l *Lab) prepare(ctx context.Context, o Options) (files, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return files{}, err
 	}
-	c := cache{dir}
+	return kinds[o.Kind].prepare(ctx, l, cache{dir}, o)
+}
+
+// prepareLinux gets kernels, and packs what L1 starts with.
+func prepareLinux(ctx context.Context, l *Lab, c cache, o Options) (files, error) {
 	host, err := findHostFiles(ctx, o.QEMU)
 	if err != nil {
 		return files{}, err
@@ -175,7 +178,7 @@ func (l *Lab) start(o Options, f files) (err error) {
 }
 
 // wait waits until QEMU is ready and, unless o says not to, until every
-// machine has answered.
+// machine is up.
 func (l *Lab) wait(ctx context.Context, o Options) error {
 	// With a cause, so that a machine that is not asked any more says why.
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -197,12 +200,12 @@ func (l *Lab) wait(ctx context.Context, o Options) error {
 		return nil
 	}
 	o.Progress("booting " + l.Name)
-	return l.waitMachines(ctx, cancel, o)
+	return kinds[o.Kind].wait(ctx, cancel, l, o)
 }
 
 // waitMachines waits until every machine has answered. The failure of one ends
 // the wait for all.
-func (l *Lab) waitMachines(ctx context.Context, cancel context.CancelCauseFunc, o Options) error {
+func waitMachines(ctx context.Context, cancel context.CancelCauseFunc, l *Lab, o Options) error {
 	ctx, stop := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("not up after %v", o.Timeout))
 	defer stop()
 	var all errgroup.Group
@@ -236,7 +239,7 @@ func (l *Lab) waitSocket(ctx context.Context) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := l.listens()
+		err := kinds[l.Kind].listens(l)
 		if err == nil {
 			return nil
 		}
@@ -246,19 +249,6 @@ func (l *Lab) waitSocket(ctx context.Context) error {
 			return fmt.Errorf("QEMU did not open its sockets: %w", err)
 		}
 	}
-}
-
-// listens connects to every agent's channel; a connection to QMP or gdb would
-// have effects.
-func (l *Lab) listens() error {
-	for _, m := range l.Machines {
-		conn, err := net.Dial("unix", filepath.Join(l.Dir, agentSocket(m.Name)))
-		if err != nil {
-			return err
-		}
-		conn.Close()
-	}
-	return nil
 }
 
 // waitMachine waits for a machine's first answer. A failure of one ends the

@@ -85,7 +85,7 @@ func startFake(t *testing.T, how string, o Options) (*Lab, Options) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &Lab{Name: o.Name, Dir: filepath.Join(home, o.Name)}
+	l := &Lab{Name: o.Name, Kind: o.Kind, Dir: filepath.Join(home, o.Name)}
 	l.Machines = o.machines(l.Dir, &Kernel{Release: "6.1.0"}, &Kernel{Release: "6.1.0"})
 	if err := os.Mkdir(l.Dir, 0o700); err != nil {
 		t.Fatal(err)

@@ -13,13 +13,14 @@ import (
 // Options describes a lab. The zero value of a field means its default.
 type Options struct {
 	Name   string // what the lab is called; default "default"
+	Kind   string // what its machines run; default LinuxKind
 	VMs    int    // nested VMs started at boot; default 1, NoVMs for none
-	CPUs   int    // of L1; default 2
+	CPUs   int    // of L1; default 2, 1 for MonitorKind
 	VMCPUs int    // of each VM; default 1
 	// Depth is how many machines are inside each other, L1 included: 2, the default,
 	// or 3, where each VM has a VM of its own, vm0.vm0 in vm0.
 	Depth    int
-	Memory   uint64 // of L1, bytes; default 2 GiB
+	Memory   uint64 // of L1, bytes; default 2 GiB, 4 GiB for MonitorKind
 	VMMemory uint64 // of each VM of L1, bytes; default 256 MiB, 768 MiB with a VM in it
 
 	// L1Kernel and Kernel, L2's, each name a Debian package, or one of another suite
@@ -91,13 +92,11 @@ func (o Options) withDefaults() (Options, error) {
 	if o.VMs == NoVMs {
 		o.VMs = 0
 	}
-	setDefault(&o.CPUs, 2)
-	setDefault(&o.VMCPUs, 1)
-	setDefault(&o.Memory, 2<<30)
+	setDefault(&o.Kind, LinuxKind)
 	setDefault(&o.Depth, 2)
-	setDefault(&o.VMMemory, defaultVMMemory(o.Depth))
-	setDefault(&o.L1Kernel, DefaultKernel)
-	setDefault(&o.Kernel, DefaultKernel)
+	if k, ok := kinds[o.Kind]; ok {
+		k.defaults(&o)
+	}
 	setDefault(&o.CPUModel, DefaultCPUModel)
 	setDefault(&o.Timeout, defaultTimeout)
 	setDefault(&o.QEMU, "qemu-system-x86_64")
@@ -123,10 +122,32 @@ func setDefault[T comparable](p *T, value T) {
 	}
 }
 
+// linuxDefaults fills in what concerns labs of Linux only.
+func linuxDefaults(o *Options) {
+	setDefault(&o.CPUs, 2)
+	setDefault(&o.VMCPUs, 1)
+	setDefault(&o.Memory, 2<<30)
+	setDefault(&o.VMMemory, defaultVMMemory(o.Depth))
+	setDefault(&o.L1Kernel, DefaultKernel)
+	setDefault(&o.Kernel, DefaultKernel)
+}
+
 func (o Options) check() error {
 	switch {
 	case !validName.MatchString(o.Name):
 		return fmt.Errorf("name %q: use up to 32 letters, digits and _.-", o.Name)
+	case o.Memory%(1<<20) != 0:
+		return fmt.Errorf("memory of %d bytes: use whole megabytes", o.Memory)
+	}
+	if err := o.checkKind(); err != nil {
+		return err
+	}
+	return kinds[o.Kind].check(o)
+}
+
+// checkLinux checks what concerns labs of Linux only.
+func (o Options) checkLinux() error {
+	switch {
 	case o.Depth < 2 || o.Depth > maxDepth:
 		return fmt.Errorf("depth %d: use 2, or 3 for a VM in each VM", o.Depth)
 	case o.VMs < 0 || o.VMs > o.config().MaxVMs():
@@ -186,12 +207,14 @@ func (o Options) CommandLine() []string {
 		}
 	}
 	add("--name", o.Name, DefaultName)
+	add("--kind", o.Kind, LinuxKind)
 	add("--vms", strconv.Itoa(o.VMs), "1")
-	add("--cpus", strconv.Itoa(o.CPUs), "2")
-	add("--vm-cpus", strconv.Itoa(o.VMCPUs), "1")
+	def, _ := Options{Kind: o.Kind, Depth: o.Depth}.withDefaults()
+	add("--cpus", strconv.Itoa(o.CPUs), strconv.Itoa(def.CPUs))
+	add("--vm-cpus", strconv.Itoa(o.VMCPUs), strconv.Itoa(def.VMCPUs))
 	add("--depth", strconv.Itoa(o.Depth), "2")
-	add("--memory", FormatSize(o.Memory), "2G")
-	add("--vm-memory", FormatSize(o.VMMemory), FormatSize(defaultVMMemory(o.Depth)))
+	add("--memory", FormatSize(o.Memory), FormatSize(def.Memory))
+	add("--vm-memory", FormatSize(o.VMMemory), FormatSize(def.VMMemory))
 	add("--l1-kernel", o.L1Kernel, DefaultKernel)
 	add("--kernel", o.Kernel, DefaultKernel)
 	add("--l1-modules", o.L1Modules, "")

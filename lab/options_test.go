@@ -2,6 +2,7 @@ package lab
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -50,6 +51,12 @@ func TestOptionErrors(t *testing.T) {
 		{Options{VMAppend: `a="b"`}, "double quotes"},
 		{Options{Append: "a\nb"}, "line breaks"},
 		{Options{VMAppend: strings.Repeat("x", 2000)}, "at most 2047"},
+		{Options{Kind: "windows"}, "there are linux, monitor"},
+		{Options{Kind: MonitorKind, VMs: 5}, "1 to 4"},
+		{Options{Kind: MonitorKind, VMs: NoVMs}, "1 to 4"},
+		{Options{Kind: MonitorKind, CPUs: 17}, "1 to 16"},
+		{Options{Kind: MonitorKind, Kernel: "k"}, "no kernel"},
+		{Options{Kind: MonitorKind, Memory: 64 << 20}, "needs 128M"},
 	} {
 		_, err := c.o.withDefaults()
 		var option *OptionError
@@ -66,6 +73,7 @@ func TestOptionsCommandLine(t *testing.T) {
 	}{
 		{Options{}, "nestdbg lab up"},
 		{Options{Depth: 3}, "nestdbg lab up --depth 3"},
+		{Options{Kind: MonitorKind, CPUs: 2, Append: "crash=call"}, "nestdbg lab up --kind monitor --cpus 2 --append crash=call"},
 		{Options{VMs: NoVMs, NoGDB: true}, "nestdbg lab up --vms 0 --gdb=false"},
 		{Options{Name: "x", VMs: 2, CPUs: 1, VMCPUs: 2, Memory: 5 << 30, VMMemory: 1 << 30, VMAppend: "nokaslr quiet"},
 			"nestdbg lab up --name x --vms 2 --cpus 1 --vm-cpus 2 --memory 5G --vm-memory 1G --vm-append 'nokaslr quiet'"},
@@ -102,5 +110,20 @@ func TestSocketPathsAreChecked(t *testing.T) {
 	}
 	if err := checkSockets("/tmp/" + strings.Repeat("x", 100)); err == nil {
 		t.Error("a path that fits into no socket address was accepted")
+	}
+}
+
+// The limits that options are checked against are those of the monitor's source.
+func TestMonitorLimits(t *testing.T) {
+	header, err := monitorSource.ReadFile("monitor/monitor.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		fmt.Sprintf("#define MAX_VMS %d\n", monitorMaxVMs), fmt.Sprintf("#define MAX_CPUS %d\n", monitorMaxCPUs),
+	} {
+		if !strings.Contains(string(header), want) {
+			t.Errorf("no %q", want)
+		}
 	}
 }

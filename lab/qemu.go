@@ -50,17 +50,24 @@ func (o Options) qemuCommand(f files) []string {
 		"-smp", strconv.Itoa(o.CPUs), "-m", fmt.Sprintf("%dM", o.Memory>>20),
 		"-object", fmt.Sprintf("memory-backend-file,id=pc.ram,share=on,mem-path=%s,size=%dM",
 			escape(f.memory), o.Memory>>20),
-		"-kernel", f.kernel, "-initrd", f.initramfs, "-append", o.l1CommandLine(),
 		"-display", "none", "-nodefaults", "-no-user-config", "-no-reboot",
 		"-qmp", "unix:" + qmpSocket + ",server=on,wait=off",
 		"-chardev", socketChardev("l1.console", consoleSocket(L1), machineLog(L1)),
 		"-serial", "chardev:l1.console",
-		"-device", "virtio-serial-pci,max_ports=31",
-		"-chardev", socketChardev("l1.agent", agentSocket(L1), ""),
-		"-device", "virtserialport,chardev=l1.agent,name=" + agent.AgentPort,
 	}
 	if !o.NoGDB {
 		line = append(line, "-gdb", "unix:"+gdbSocket+",server=on,wait=off")
+	}
+	return append(line, kinds[o.Kind].arguments(o, f)...)
+}
+
+// linuxArguments are kernel and initramfs, and a channel to the agent of every machine.
+func (o Options) linuxArguments(f files) []string {
+	line := []string{
+		"-kernel", f.kernel, "-initrd", f.initramfs, "-append", o.l1CommandLine(),
+		"-device", "virtio-serial-pci,max_ports=31",
+		"-chardev", socketChardev("l1.agent", agentSocket(L1), ""),
+		"-device", "virtserialport,chardev=l1.agent,name=" + agent.AgentPort,
 	}
 	// In this order: L1 knows the consoles as /dev/hvc0, hvc1, ...
 	for _, vm := range o.config().Names() {

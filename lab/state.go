@@ -20,6 +20,7 @@ var ErrNotFound = errors.New("not found")
 // directory and is the form of --json.
 type Lab struct {
 	Name string `json:"name"`
+	Kind string `json:"kind"` // LinuxKind or another
 	// Running says whether QEMU was there when the lab was looked up.
 	Running bool `json:"running"`
 	// Incomplete marks a lab whose start was cut short.
@@ -46,7 +47,11 @@ type Machine struct {
 	Name     string `json:"name"` // l1, vm0, vm1, ..., and vm0.vm0 for the VM in vm0
 	CPUs     int    `json:"cpus"`
 	MemBytes uint64 `json:"memory_bytes"`
-	Kernel   Kernel `json:"kernel"`
+	Kernel   Kernel `json:"kernel"` // empty for what is no Linux
+	// Image is the ELF file of what is no Linux, and Base where its first byte is if
+	// that is not where it was linked.
+	Image string `json:"image,omitempty"`
+	Base  uint64 `json:"base,omitempty"`
 	// Release is what the machine itself says its kernel is; empty until it has
 	// answered.
 	Release string `json:"release,omitempty"`

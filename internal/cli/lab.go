@@ -73,6 +73,7 @@ func newLabUpCommand() *cobra.Command {
 		Example: `  nestdbg lab up
   nestdbg lab up --name two --vms 2 --vm-append nokaslr
   nestdbg lab up --depth 3
+  nestdbg lab up --kind monitor --vms 2 --append crash=store
   nestdbg lab up --kernel linux-image-cloud-amd64/trixie
   nestdbg status`,
 		Args: cobra.NoArgs,
@@ -81,21 +82,22 @@ func newLabUpCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVar(&o.Name, "name", lab.DefaultName, "name of the lab")
+	f.StringVar(&o.Kind, "kind", lab.LinuxKind, "what L1 and its VMs run: linux, or monitor: a small hypervisor of our own and a C program")
 	f.IntVar(&o.VMs, "vms", 1, "number of nested VMs")
-	f.IntVar(&o.CPUs, "cpus", 2, "CPUs of L1")
+	f.IntVar(&o.CPUs, "cpus", 2, "CPUs of L1; with --kind monitor the default is 1")
 	f.IntVar(&o.VMCPUs, "vm-cpus", 1, "CPUs of each VM")
 	f.IntVar(&o.Depth, "depth", 2, "machines inside each other, L1 included; with 3 each VM has KVM and a VM, vm0.vm0 in vm0")
-	f.Var(&u.memory, "memory", "memory of L1")
+	f.Var(&u.memory, "memory", "memory of L1; with --kind monitor the default is 4G")
 	f.Var(&u.vmMemory, "vm-memory", "memory of each VM of L1; with --depth 3 the default is 768M")
 	f.StringVar(&o.L1Kernel, "l1-kernel", lab.DefaultKernel, "L1's kernel: package or package/suite, .deb files, or vmlinuz")
 	f.StringVar(&o.Kernel, "kernel", lab.DefaultKernel, "L2's kernel: package or package/suite, .deb files, or vmlinuz")
 	f.StringVar(&o.L1Modules, "l1-modules", "", "lib/modules/RELEASE of an --l1-kernel that is a vmlinuz")
 	f.StringVar(&o.Modules, "modules", "", "lib/modules/RELEASE of a --kernel that is a vmlinuz")
-	f.StringVar(&o.Append, "append", "", "add to L1's kernel command line")
+	f.StringVar(&o.Append, "append", "", "add to L1's command line; lab/monitor/README.md says what the monitor takes")
 	f.StringVar(&o.VMAppend, "vm-append", "", "add to each VM's kernel command line")
 	f.StringVar(&o.CPUModel, "cpu-model", lab.DefaultCPUModel, "QEMU's -cpu for L1; with ,-la57 it has 4-level paging")
 	f.BoolVar(&u.gdb, "gdb", true, "give QEMU a gdb server")
-	f.BoolVar(&u.wait, "wait", true, "return when every machine has reached userspace")
+	f.BoolVar(&u.wait, "wait", true, "return when every machine is up")
 	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long to wait for that")
 	f.BoolVar(&u.json, "json", false, "describe the lab as JSON")
 	return cmd
@@ -104,8 +106,15 @@ func newLabUpCommand() *cobra.Command {
 func (u *labUp) run(cmd *cobra.Command) error {
 	o := u.options
 	o.Memory, o.VMMemory = uint64(u.memory), uint64(u.vmMemory)
-	if !cmd.Flags().Changed("vm-memory") {
-		o.VMMemory = 0 // the depth has a say
+	// What is not asked for, kind and depth decide.
+	for flag, clear := range map[string]func(){
+		"cpus": func() { o.CPUs = 0 }, "vm-cpus": func() { o.VMCPUs = 0 },
+		"memory": func() { o.Memory = 0 }, "vm-memory": func() { o.VMMemory = 0 },
+		"l1-kernel": func() { o.L1Kernel = "" }, "kernel": func() { o.Kernel = "" },
+	} {
+		if !cmd.Flags().Changed(flag) {
+			clear()
+		}
 	}
 	o.NoGDB, o.NoWait = !u.gdb, !u.wait
 	if o.VMs == 0 {
@@ -137,6 +146,10 @@ func printLab(w io.Writer, l *lab.Lab) error {
 	fmt.Fprintf(w, "lab %s is up: QEMU %d, %s\n", l.Name, l.PID, l.Dir)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, m := range l.Machines {
+		if m.Image != "" {
+			fmt.Fprintf(t, "%s\t%s\n", m.Name, strings.TrimPrefix(m.Symbols(), m.Name+"="))
+			continue
+		}
 		if m.Release == "" {
 			fmt.Fprintf(t, "%s\tbooting Linux %s\n", m.Name, m.Kernel.Release)
 			continue
@@ -305,7 +318,8 @@ func newLabSymbolsCommand() *cobra.Command {
 		Use:   "symbols [NAME]",
 		Short: "Get the debug symbols of a lab's kernels",
 		Long: `Downloads the debug symbols of the kernels of a lab (about 300 MB each, once)
-and prints the directory that holds them, for --symbols: one line per kernel.`,
+and prints the directory that holds them, for --symbols: one line per kernel. For
+what is no kernel it prints MACHINE=ELF@BASE, for --symbols too.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := openLab(args)
@@ -324,6 +338,10 @@ func printSymbols(cmd *cobra.Command, l *lab.Lab) error {
 	}
 	var printed []string
 	for _, m := range l.Machines {
+		if m.Image != "" {
+			fmt.Fprintln(cmd.OutOrStdout(), m.Symbols())
+			continue
+		}
 		dir, err := l.SymbolsDir(cmd.Context(), m.Name, "", progress)
 		if err != nil {
 			return err

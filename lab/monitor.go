@@ -1,0 +1,189 @@
+package lab
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// monitorSource is the hypervisor of labs of the kind "monitor". It is built where
+// the lab is, from what is in this program: gdb finds the source beside the binary.
+//
+//go:embed monitor/*.c monitor/*.h monitor/*.S monitor/*.lds monitor/Makefile monitor/README.md
+var monitorSource embed.FS
+
+const (
+	monitorCache = "monitor" // in the cache: directories by the hash of the source
+	monitorELF   = "monitor.elf"
+	programELF   = "program.elf"
+	// MAX_VMS and MAX_CPUS of monitor/monitor.h.
+	monitorMaxVMs  = 4
+	monitorMaxCPUs = 16
+	// monitorReady is the line with which it says that every VM has begun its work.
+	monitorReady = "monitor: ready"
+)
+
+func monitorDefaults(o *Options) {
+	setDefault(&o.CPUs, 1)
+	setDefault(&o.Memory, 4<<30) // beyond a hole, and with room for pages of 1 GiB
+}
+
+func (o Options) checkMonitor() error {
+	switch {
+	case o.VMs < 1 || o.VMs > monitorMaxVMs:
+		return fmt.Errorf("%d VMs: the monitor starts 1 to %d", o.VMs, monitorMaxVMs)
+	case o.CPUs < 1 || o.CPUs > monitorMaxCPUs:
+		return fmt.Errorf("%d CPUs: the monitor uses 1 to %d", o.CPUs, monitorMaxCPUs)
+	case o.Memory < 128<<20:
+		return fmt.Errorf("memory of %dM: the monitor needs 128M", o.Memory>>20)
+	case o.Depth > 2:
+		return fmt.Errorf("depth %d: there are no VMs in the monitor's VMs", o.Depth)
+	case o.VMCPUs != 0 || o.VMMemory != 0 || o.VMAppend != "" || o.L1Kernel+o.Kernel+o.L1Modules+o.Modules != "":
+		return errors.New("a VM of the monitor has one CPU and the memory of its program, and there is no kernel")
+	case strings.ContainsAny(o.Append, "\r\n"):
+		return errors.New("the monitor's command line has no line breaks")
+	}
+	return nil
+}
+
+func (o Options) monitorArguments(f files) []string {
+	append := fmt.Sprintf("vms=%d cpus=%d %s", o.VMs, o.CPUs, o.Append)
+	return []string{"-kernel", f.kernel, "-append", strings.TrimSpace(append)}
+}
+
+// prepareMonitor builds the monitor, if that has not been done before.
+func prepareMonitor(ctx context.Context, l *Lab, c cache, o Options) (files, error) {
+	qemu, err := findMonitorTools(o.QEMU)
+	if err != nil {
+		return files{}, err
+	}
+	dir, err := buildMonitor(ctx, c, o.Progress)
+	if err != nil {
+		return files{}, err
+	}
+	l.Machines = []Machine{{Name: L1, CPUs: o.CPUs, MemBytes: o.Memory, Image: filepath.Join(dir, monitorELF),
+		Log: filepath.Join(l.Dir, machineLog(L1))}}
+	for i := range o.VMs {
+		l.Machines = append(l.Machines, Machine{Name: vmName(i), CPUs: 1, Image: filepath.Join(dir, programELF)})
+	}
+	return files{qemu: qemu, kernel: l.Machines[0].Image}, nil
+}
+
+// findMonitorTools finds QEMU, and names all packages that are missing.
+func findMonitorTools(qemu string) (path string, err error) {
+	var missing []string
+	for _, p := range []struct{ program, pkg string }{
+		{qemu, "qemu-system-x86"}, {"gcc", "gcc"}, {"ld", "binutils"}, {"make", "make"},
+	} {
+		found, err := exec.LookPath(p.program)
+		if err != nil {
+			missing = append(missing, p.pkg)
+		}
+		if p.program == qemu {
+			path = found
+		}
+	}
+	if _, err := os.Stat("/usr/include/elf.h"); err != nil {
+		missing = append(missing, "libc6-dev")
+	}
+	if len(missing) > 0 {
+		return "", fmt.Errorf("this lab needs packages that are not installed: apt-get install %s", strings.Join(missing, " "))
+	}
+	return path, nil
+}
+
+// buildMonitor returns the directory with the monitor, its program and their source.
+func buildMonitor(ctx context.Context, c cache, progress func(string)) (string, error) {
+	source, err := fs.Sub(monitorSource, "monitor")
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.New()
+	err = fs.WalkDir(source, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		text, err := fs.ReadFile(source, path)
+		fmt.Fprintf(sum, "%s %d\n%s", path, len(text), text)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	name := filepath.Join(monitorCache, hex.EncodeToString(sum.Sum(nil))[:16])
+	return c.make(name, func(dir string) error {
+		progress("building the monitor")
+		if err := os.CopyFS(dir, source); err != nil {
+			return err
+		}
+		// The binaries name the directory in which their source will be.
+		build := exec.CommandContext(ctx, "make", "-s", "HERE="+c.path(name))
+		build.Dir = dir
+		if out, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("build the monitor: make: %w\n%s", err, bytes.TrimSpace(out))
+		}
+		return nil
+	})
+}
+
+// waitMonitor waits until the monitor says that it is ready.
+func waitMonitor(ctx context.Context, _ context.CancelCauseFunc, l *Lab, o Options) error {
+	ctx, stop := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("not up after %v", o.Timeout))
+	defer stop()
+	for {
+		said, err := os.ReadFile(l.Machines[0].Log)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if bytes.Contains(said, []byte(monitorReady)) {
+			l.heard(said)
+			o.Progress(fmt.Sprintf("the monitor was ready after %.1f s", l.Machines[0].BootSeconds))
+			return l.save()
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// heard takes from what the monitor said where it loaded its program in each VM.
+func (l *Lab) heard(said []byte) {
+	for i := range l.Machines {
+		l.Machines[i].BootSeconds = time.Since(l.Started).Seconds()
+	}
+	for s := bufio.NewScanner(bytes.NewReader(said)); s.Scan(); {
+		word := strings.Fields(s.Text())
+		if len(word) != 4 || word[0] != "truth" || word[2] != "program" {
+			continue
+		}
+		if m := l.Machine(word[1]); m != nil {
+			m.Base, _ = strconv.ParseUint(word[3], 0, 64)
+		}
+	}
+}
+
+// Symbols is what "--symbols" of nestdbg is to be given for a machine that is no Linux,
+// empty for one that is.
+func (m *Machine) Symbols() string {
+	switch {
+	case m.Image == "":
+		return ""
+	case m.Base != 0:
+		return fmt.Sprintf("%s=%s@%#x", m.Name, m.Image, m.Base)
+	}
+	return m.Name + "=" + m.Image
+}
