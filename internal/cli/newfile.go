@@ -51,6 +51,31 @@ func writeSparseFile(ctx context.Context, path string, force bool, write func(io
 	return size, stored, nil
 }
 
+// writeFileAt is writeFile for files that are written here and there: what is never
+// written is a hole. write returns the file's size.
+func writeFileAt(ctx context.Context, path string, force bool, write func(io.WriterAt) (int64, error)) error {
+	return makeFile(path, force, func(f *os.File) error {
+		size, err := write(writerAt{ctx, f})
+		if err != nil {
+			return err
+		}
+		return f.Truncate(size)
+	})
+}
+
+// writerAt fails when ctx is done.
+type writerAt struct {
+	ctx context.Context
+	w   io.WriterAt
+}
+
+func (w writerAt) WriteAt(p []byte, off int64) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return w.w.WriteAt(p, off)
+}
+
 // sparseWriter writes a file without its pages of zeros.
 type sparseWriter struct {
 	file   *os.File

@@ -1,12 +1,15 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,52 +21,90 @@ import (
 )
 
 // vmcoreFormats are the forms of an exported memory.
-var vmcoreFormats = []string{"elf", "raw"}
+var vmcoreFormats = []string{"elf", "kdump-zlib", "kdump-zstd", "raw"}
+
+// kdumpMethods are the forms that are compressed.
+var kdumpMethods = map[string]dump.Method{"kdump-zlib": dump.Zlib, "kdump-zstd": dump.Zstd}
+
+// vmcoreOptions are the flags of export vmcore.
+type vmcoreOptions struct {
+	output, format string
+	exclude        []string
+	force, live    bool
+}
 
 func (a *app) exportVmcoreCommand() *cobra.Command {
-	var output, format string
-	var force, live bool
+	var o vmcoreOptions
 	c := &cobra.Command{
 		Use:   "vmcore -o FILE",
 		Short: "A machine's physical memory and registers, as a dump that other tools open",
 		Long: `Writes a machine as if it had been one of its own: its physical memory, through the
 second stage, with what the VMM has and the second stage lacks; the registers of
 every CPU; VMCOREINFO. crash, drgn, gdb and makedumpfile read the form "elf", which is
-that of QEMU's dump-guest-memory. "raw" is the memory alone, each byte at its address.
+that of QEMU's dump-guest-memory; pages of zeros take no room in it. They also read
+"kdump-zlib" and "kdump-zstd", which are compressed as makedumpfile does it. zstd is
+younger: crash 8.0.2 and drgn 0.0.22 with libkdumpfile 0.5.1 read it, makedumpfile only
+if it was built so, which Debian's 1.7.2 is not. gdb reads no kdump. "raw" is the
+memory alone, each byte at its address.
 
 What runs is stopped meanwhile, unless --live says that pages of different moments
-will do. Pages of zeros take no room.`,
-		Example: "  nestdbg export vmcore -m vm0 -o vm0.elf\n  crash vmlinux vm0.elf\n  drgn -c vm0.elf -s vmlinux",
-		Args:    noArgs,
+will do. --exclude leaves out what the kernel's own page flags say is "free", memory of
+processes ("user") or of files ("cache"), and in a kdump pages of zeros ("zero").`,
+		Example: "  nestdbg export vmcore -m vm0 -o vm0.elf\n  crash vmlinux vm0.elf\n  drgn -c vm0.elf -s vmlinux\n" +
+			"  nestdbg export vmcore -m l1 -o l1.kdump --format kdump-zlib --exclude free,user,cache",
+		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if output == "" {
-				return usagef("export vmcore needs -o FILE")
+			if err := o.check(); err != nil {
+				return err
 			}
-			if !slices.Contains(vmcoreFormats, format) {
-				return usagef("there is no format %q; there are %v", format, vmcoreFormats)
-			}
-			return a.exportVmcore(c.Context(), output, format, force, live)
+			return a.exportVmcore(c.Context(), o)
 		},
 	}
-	c.Flags().StringVarP(&output, "output", "o", "", "the file to write")
-	c.Flags().StringVar(&format, "format", "elf", "elf or raw")
-	c.Flags().BoolVar(&force, "force", false, "replace a file that exists")
-	c.Flags().BoolVar(&live, "live", false, "let everything run on meanwhile")
+	c.Flags().StringVarP(&o.output, "output", "o", "", "the file to write")
+	c.Flags().StringVar(&o.format, "format", "elf", strings.Join(vmcoreFormats, ", "))
+	c.Flags().StringSliceVar(&o.exclude, "exclude", nil, "leave out free,user,cache,zero pages")
+	c.Flags().BoolVar(&o.force, "force", false, "replace a file that exists")
+	c.Flags().BoolVar(&o.live, "live", false, "let everything run on meanwhile")
 	return c
 }
 
-func (a *app) exportVmcore(ctx context.Context, output, format string, force, live bool) error {
-	if err := checkFree(output, force); err != nil {
+// check refuses what does not fit together.
+func (o *vmcoreOptions) check() error {
+	if o.output == "" {
+		return usagef("export vmcore needs -o FILE")
+	}
+	if !slices.Contains(vmcoreFormats, o.format) {
+		return usagef("there is no format %q; there are %v", o.format, vmcoreFormats)
+	}
+	for _, kind := range o.exclude {
+		_, compressed := kdumpMethods[o.format]
+		_, known := exclusions[kind]
+		switch {
+		case !known && kind != excludeZero:
+			return usagef("--exclude knows free, user, cache and zero, not %q", kind)
+		case o.live:
+			return usagef("--exclude asks the kernel what pages are for, and with --live that changes meanwhile")
+		case o.format == "raw":
+			return usagef("--exclude: a raw file has no way to say what is not in it")
+		case kind == excludeZero && !compressed:
+			return usagef("--exclude zero: pages of zeros are holes of an ELF file anyway")
+		}
+	}
+	return nil
+}
+
+func (a *app) exportVmcore(ctx context.Context, o vmcoreOptions) error {
+	if err := checkFree(o.output, o.force); err != nil {
 		return err
 	}
-	r := &report.Vmcore{File: output, Format: format}
-	if !live {
+	r := &report.Vmcore{File: o.output, Format: o.format}
+	if !o.live {
 		resume, ran, err := a.stand(ctx)
 		if err != nil {
 			return err
 		}
 		begin := time.Now()
-		err = errors.Join(a.fillVmcore(ctx, r, force), resume())
+		err = errors.Join(a.fillVmcore(ctx, r, o), resume())
 		if ran {
 			r.StoppedSeconds = time.Since(begin).Seconds()
 		}
@@ -72,7 +113,7 @@ func (a *app) exportVmcore(ctx context.Context, output, format string, force, li
 		}
 		return a.show(r)
 	}
-	if err := a.fillVmcore(ctx, r, force); err != nil {
+	if err := a.fillVmcore(ctx, r, o); err != nil {
 		return err
 	}
 	r.Live = a.session.Running()
@@ -80,7 +121,7 @@ func (a *app) exportVmcore(ctx context.Context, output, format string, force, li
 }
 
 // fillVmcore writes the file, and what there is to say of it into r.
-func (a *app) fillVmcore(ctx context.Context, r *report.Vmcore, force bool) error {
+func (a *app) fillVmcore(ctx context.Context, r *report.Vmcore, o vmcoreOptions) error {
 	m, err := a.lookAt(ctx)
 	if err != nil {
 		return err
@@ -90,34 +131,142 @@ func (a *app) fillVmcore(ctx context.Context, r *report.Vmcore, force bool) erro
 	for _, c := range m.CPUs {
 		core.CPUs = append(core.CPUs, c.Regs)
 	}
-	if k, err := a.session.Kernel(m); err != nil {
-		r.Problems = append(r.Problems, fmt.Sprintf("what crash and drgn need to know of a kernel: %v", err))
-	} else {
+	x := &exclusion{zero: slices.Contains(o.exclude, excludeZero)}
+	k, err := a.session.Kernel(m)
+	if err == nil {
 		r.Problems = append(r.Problems, describeKernel(core, k)...)
+		err = x.find(k, core.Ranges, o.exclude)
+	} else if len(o.exclude) == 0 {
+		r.Problems = append(r.Problems, fmt.Sprintf("what crash and drgn need to know of a kernel: %v", err))
+		err = nil
 	}
-	write := core.Write
-	if r.Format == "raw" {
-		write = func(w io.Writer) ([]string, error) { return writeRaw(w, core) }
+	if err != nil {
+		return fmt.Errorf("--exclude: %w", err)
+	}
+	if x.unknown > 0 {
+		r.Problems = append(r.Problems, fmt.Sprintf("what %d pages are used for: they are all in the file", x.unknown))
+	}
+	var p *percent
+	if isTerminal(os.Stderr) {
+		p = &percent{app: a, name: r.File}
+		defer p.clear()
+	}
+	if method, ok := kdumpMethods[o.format]; ok {
+		err = writeKdump(ctx, r, o, core, x, method, p)
+	} else {
+		core.Ranges = mem.Subtract(core.Ranges, x.left)
+		err = writePlain(ctx, r, o, core, p)
+	}
+	r.Excluded = x.told
+	return err
+}
+
+// writeKdump writes a compressed file.
+func writeKdump(ctx context.Context, r *report.Vmcore, o vmcoreOptions, c *dump.Core, x *exclusion, method dump.Method, p *percent) error {
+	opt := dump.KdumpOptions{Method: method, Workers: runtime.GOMAXPROCS(0), Left: x.left, Level: x.level, NoZero: x.zero}
+	if p != nil {
+		opt.Progress = p.show
+	}
+	return writeFileAt(ctx, r.File, o.force, func(w io.WriterAt) (int64, error) {
+		out, err := c.WriteKdump(w, opt)
+		if err != nil {
+			return 0, err
+		}
+		r.Size, r.Stored = out.Size, out.Stored
+		r.Problems = append(r.Problems, out.Problems...)
+		if x.zero {
+			x.told = append(x.told, report.VmcoreExcluded{Kind: excludeZero, Size: out.Zero * sparsePage})
+		}
+		return out.Size, nil
+	})
+}
+
+// writePlain writes an ELF or raw file.
+func writePlain(ctx context.Context, r *report.Vmcore, o vmcoreOptions, c *dump.Core, p *percent) (err error) {
+	write, all := c.Write, c.Size()
+	if o.format == "raw" {
+		write = func(w io.Writer) ([]string, error) { return writeRaw(w, c) }
 	}
 	var problems []string
-	r.Size, r.Stored, err = writeSparseFile(ctx, r.File, force, func(w io.Writer) (err error) {
-		if isTerminal(os.Stderr) {
-			p := &progress{w: w, out: a.errOut, name: r.File}
-			defer p.clear()
-			w = p
+	r.Size, r.Stored, err = writeSparseFile(ctx, r.File, o.force, func(w io.Writer) (err error) {
+		if p != nil {
+			w = &percentWriter{w: w, p: p, all: uint64(all)}
 		}
 		problems, err = write(w)
 		return err
 	})
-	if err != nil {
-		return err
+	if errors.Is(err, dump.ErrTooManyRanges) {
+		return usagef("%v; the kdump formats can have them", err)
 	}
 	r.Problems = append(r.Problems, problems...)
-	return nil
+	return err
+}
+
+// percentWriter says how much of a file is written.
+type percentWriter struct {
+	w         io.Writer
+	p         *percent
+	done, all uint64
+}
+
+func (w *percentWriter) Write(b []byte) (int, error) {
+	n, err := w.w.Write(b)
+	w.done += uint64(n)
+	w.p.show(w.done, w.all)
+	return n, err
+}
+
+// exclusions are the kinds of pages that a kernel tells apart.
+var exclusions = map[string]struct {
+	use   linux.PageUse
+	level dump.DumpLevel
+}{
+	"free":  {linux.PageFree, dump.LevelFree},
+	"user":  {linux.PageUser, dump.LevelUser},
+	"cache": {linux.PageCache, dump.LevelCache},
+}
+
+// excludeZero is the kind that the bytes tell.
+const excludeZero = "zero"
+
+// exclusion is what is left out of a file.
+type exclusion struct {
+	left    []mem.Range
+	level   dump.DumpLevel
+	zero    bool
+	unknown uint64 // pages
+	told    []report.VmcoreExcluded
+}
+
+// find asks a kernel for the pages of these kinds.
+func (x *exclusion) find(k *linux.Kernel, ranges []mem.Range, kinds []string) (err error) {
+	wanted := map[linux.PageUse]int{} // to an index of told
+	for name, e := range exclusions {
+		if slices.Contains(kinds, name) {
+			wanted[e.use] = len(x.told)
+			x.told = append(x.told, report.VmcoreExcluded{Kind: name})
+			x.level |= e.level
+		}
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	x.unknown, err = k.PageUses(ranges, func(run mem.Range, use linux.PageUse) {
+		if i, ok := wanted[use]; ok {
+			x.told[i].Size += run.Size()
+			x.left = append(x.left, run)
+		}
+	})
+	slices.SortFunc(x.told, func(a, b report.VmcoreExcluded) int { return cmp.Compare(a.Kind, b.Kind) })
+	return err
 }
 
 // describeKernel adds what tools need to know of the kernel, and says what is missing.
 func describeKernel(core *dump.Core, k *linux.Kernel) (problems []string) {
+	core.Release, core.PhysBase = k.Release, uint64(k.PhysBase)
+	if i := strings.LastIndex(k.Banner, " #"); i >= 0 { // "Linux version ... #1 SMP ..."
+		core.Version = k.Banner[i+1:]
+	}
 	if core.VMCoreInfo = nil; k.VMCoreInfo != nil {
 		core.VMCoreInfo = k.VMCoreInfo.Text()
 	} else {

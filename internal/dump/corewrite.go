@@ -24,6 +24,11 @@ type Core struct {
 	// and nil if not known. drgn needs both to begin with.
 	Direct mem.Virt
 	Image  *Image
+	// Release and Version are the kernel's own words (uname -r, -v), and PhysBase its
+	// variable phys_base; "" and 0 if not known. Only kdump-compressed files have a
+	// place for them.
+	Release, Version string
+	PhysBase         uint64
 }
 
 // Image is where the kernel's own text and data are.
@@ -63,11 +68,7 @@ func (c *Core) Write(w io.Writer) (problems []string, err error) {
 	if len(c.loads(0))+1 > maxSegments {
 		return nil, fmt.Errorf("%w: %d", ErrTooManyRanges, len(c.Ranges))
 	}
-	for i, r := range c.CPUs {
-		if missing := missingRegisters(r); len(missing) > 0 {
-			problems = append(problems, fmt.Sprintf("CPU %d: %s and others are not known, and zero in the file", i, missing[0]))
-		}
-	}
+	problems = c.unknownRegisters()
 	if _, err := w.Write(c.head()); err != nil {
 		return problems, err
 	}
@@ -77,7 +78,7 @@ func (c *Core) Write(w io.Writer) (problems []string, err error) {
 		for at := r.First; ; {
 			b := buf[:min(uint64(len(buf)), r.Last-at+1)]
 			lost := c.readPages(b, mem.Phys(at))
-			unread += lost
+			unread += uint64(len(lost)) * pageSize
 			if _, err := w.Write(b); err != nil {
 				return problems, err
 			}
@@ -92,20 +93,34 @@ func (c *Core) Write(w io.Writer) (problems []string, err error) {
 	return problems, nil
 }
 
-// readPages fills b, and clears the pages that cannot be read.
-func (c *Core) readPages(b []byte, a mem.Phys) (lost uint64) {
+// readPages fills b, and clears the pages that cannot be read: those at the offsets
+// lost.
+func (c *Core) readPages(b []byte, a mem.Phys) (lost map[uint64]bool) {
 	for done := 0; done < len(b); {
 		n, err := c.Memory.ReadPhys(b[done:], a+mem.Phys(done))
 		done += n
 		if err == nil || done == len(b) {
 			continue
 		}
-		end := min(len(b), (done+pageSize)&^(pageSize-1))
-		clear(b[done:end])
-		lost += uint64(end - done)
-		done = end
+		page := done &^ (pageSize - 1)
+		done = min(len(b), page+pageSize)
+		clear(b[page:done])
+		if lost == nil {
+			lost = map[uint64]bool{}
+		}
+		lost[uint64(page)] = true
 	}
 	return lost
+}
+
+// unknownRegisters says of which CPUs something is missing.
+func (c *Core) unknownRegisters() (problems []string) {
+	for i, r := range c.CPUs {
+		if missing := missingRegisters(r); len(missing) > 0 {
+			problems = append(problems, fmt.Sprintf("CPU %d: %s and others are not known, and zero in the file", i, missing[0]))
+		}
+	}
+	return problems
 }
 
 // head is everything before the memory.

@@ -18,14 +18,19 @@ import (
 const (
 	kdumpHeader  = 464
 	atVersion    = 8
-	atMachine    = 12 + 4*65 // utsname.machine
+	atSystem     = 12 // utsname: six names
+	nameSize     = 65
+	atMachine    = atSystem + 4*nameSize // utsname.machine
 	atStatus     = 424
 	atBlockSize  = 428
 	atSubSize    = 432
 	atBitmapSize = 436
 	atMaxPage    = 440
+	atCPUs       = 460
 
 	subHeader       = 104
+	atPhysBase      = 0
+	atLevel         = 8
 	atVMCoreInfo    = 32
 	atNotes         = 48
 	atMaxPage64     = 96
@@ -66,6 +71,7 @@ type Kdump struct {
 	machine []uint64 // pages that the machine has
 	before  []uint32 // pages in here before each word of it
 	table   uint64   // offset of the page descriptors
+	noZero  bool     // what is not in the file is pages of zeros, and nothing else
 	// packer undoes compression.
 	packer unpacker
 }
@@ -103,7 +109,7 @@ func ReadKdump(r io.ReaderAt, size uint64) (*Kdump, error) {
 		return nil, fmt.Errorf("at 0x0: no kdump signature: %w", ErrForeign)
 	}
 	le := binary.LittleEndian
-	name := cString(head[atMachine : atMachine+65])
+	name := cString(head[atMachine : atMachine+nameSize])
 	if k.Arch = machineNames[name]; k.Arch == nil {
 		return nil, fmt.Errorf("at %#x: a dump of machine %q: %w", atMachine, name, ErrUnsupported)
 	}
@@ -136,6 +142,7 @@ func (k *Kdump) readSubHeader(head []byte) (pages uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
+	k.noZero = le.Uint32(sub[atLevel:]) == uint32(LevelZero)
 	if version >= versionMaxPages {
 		pages = le.Uint64(sub[atMaxPage64:])
 	}
@@ -219,12 +226,20 @@ func (k *Kdump) readBits(offset, size, pages uint64) ([]uint64, error) {
 	return out, nil
 }
 
-// Ranges are the physical addresses whose bytes are in the file.
-func (k *Kdump) Ranges() []mem.Range { return ranges(k.here) }
+// Ranges are the physical addresses whose bytes the file tells.
+func (k *Kdump) Ranges() []mem.Range {
+	if k.noZero {
+		return ranges(k.machine)
+	}
+	return ranges(k.here)
+}
 
 // Excluded are the physical addresses that the machine has and whoever wrote the dump
 // left out.
 func (k *Kdump) Excluded() []mem.Range {
+	if k.noZero {
+		return nil
+	}
 	out := make([]uint64, len(k.machine))
 	for i := range out {
 		out[i] = k.machine[i] &^ k.here[i]
@@ -267,6 +282,9 @@ func (k *Kdump) Page(a mem.Phys) ([]byte, error) {
 		return nil, mem.ErrNoRAM
 	}
 	if k.here[word]>>bit&1 == 0 {
+		if k.noZero {
+			return make([]byte, k.block), nil
+		}
 		return nil, ErrExcluded
 	}
 	index := uint64(k.before[word]) + uint64(bits.OnesCount64(k.here[word]&(1<<bit-1)))

@@ -34,7 +34,7 @@ struct kvm_vmcb_info { ptr ptr; long pa; }
 struct svm_nested_state { kvm_vmcb_info vmcb02; long vmcb12_gpa; u8 nested_run_pending; }
 struct vcpu_svm { long pad; kvm_vcpu vcpu; ptr vmcb; kvm_vmcb_info vmcb01; svm_nested_state nested; }
 struct lonely_svm { kvm_vcpu vcpu; long pad[3]; ptr vmcb; long pa; }
-struct page { long flags; long compound_head; int _mapcount; int _refcount; long pad[3]; }
+struct page { long flags; long compound_head; int _mapcount; int _refcount; long mapping; long private; long pad; }
 struct mem_section { long section_mem_map; ptr usage; }
 `
 
@@ -77,6 +77,7 @@ type fakeSystem struct {
 	percpu           [2]object
 	textOf           []object // of modules
 	sectionAddresses [][]uint64
+	page             func(i uint64) object // the struct page of a page
 }
 
 func newFakeSystem(t testing.TB, isNew bool) *fakeSystem {
@@ -286,6 +287,7 @@ func (s *fakeSystem) addPages() {
 		o.kind = "page"
 		return o
 	}
+	s.page = page
 	page(5).set("_refcount", 1)
 	page(8).set("_refcount", 3)
 	page(9).set("compound_head", page(8).va|1)
