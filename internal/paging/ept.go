@@ -44,7 +44,7 @@ var eptBadType = []illegal{
 }
 
 func ept(name string, levels int, mbec bool) *Format {
-	f := Format{Name: name, PageShift: 12, EntrySize: 8, rootMask: eptAddr,
+	f := Format{Name: name, PageShift: 12, EntrySize: 8, rootMask: eptAddr, broken: "misconfiguration: ",
 		present: eptR | eptW | eptX, leafBit: eptPS, perms: Read | Write | Exec}
 	e := entryRule{addr: eptAddr, illegal: eptMisconfigured, perms: []permRule{
 		{perm: Read, bit: eptR}, {perm: Write, bit: eptW}, {perm: Exec, bit: eptX}}}
@@ -89,4 +89,16 @@ func EPTForPointer(eptp uint64) (*Format, mem.Phys, error) {
 	default:
 		return nil, 0, fmt.Errorf("%w: EPT pointer %#x: %d levels, want 4 or 5", ErrCorrupt, eptp, n)
 	}
+}
+
+// WithModeBasedExecute returns the EPT format in which user mode has an execute
+// permission of its own; another format, and one that is that already, unchanged.
+func WithModeBasedExecute(f *Format) *Format {
+	switch f {
+	case EPTFourLevel:
+		return EPTFourLevelMBEC
+	case EPTFiveLevel:
+		return EPTFiveLevelMBEC
+	}
+	return f
 }

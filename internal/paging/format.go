@@ -26,6 +26,7 @@ type Format struct {
 	present  uint64  // an entry with any of these bits is present
 	leafBit  uint64  // where both roles are legal, an entry with this bit is a leaf
 	perms    Perm    // what is allowed before any entry took something away
+	broken   string  // what the manual calls an entry with a reserved bit, "" if it has no word for it
 	levels   []level // root first, one for each of IndexBits
 	addrBits uint    // AddrBits
 }
@@ -235,7 +236,7 @@ func (f *Format) refusal(i int, e uint64) (Cause, string) {
 			return Malformed, x.reason
 		}
 	}
-	return Malformed, fmt.Sprintf("reserved bit %d set", 63-bits.LeadingZeros64(e&r.reserved))
+	return Malformed, f.broken + fmt.Sprintf("reserved bit %d set", 63-bits.LeadingZeros64(e&r.reserved))
 }
 
 // allowed returns perm without what entry e, read by r, takes away.
