@@ -79,9 +79,10 @@ func (a *Arch) Index(name string) (int, bool) {
 // known is never zero: it is absent. The zero value knows nothing and has no
 // architecture; use NewRegisters.
 type Registers struct {
-	arch  *Arch
-	bytes []byte
-	known []bool
+	arch    *Arch
+	bytes   []byte
+	known   []bool
+	control []byte
 }
 
 // NewRegisters returns a state in which nothing is known.
@@ -160,6 +161,13 @@ func (r *Registers) Set(name string, v uint64) {
 	}
 	r.known[i] = true
 }
+
+// SetControlBlock keeps the page of the control block that the CPU has active, as the
+// CPU knows it; nil if it has none, or leaves it in memory. The page is not copied.
+func (r *Registers) SetControlBlock(page []byte) { r.control = page }
+
+// ControlBlock is what SetControlBlock was given last. It must not be changed.
+func (r *Registers) ControlBlock() []byte { return r.control }
 
 // PC is the program counter, if known.
 func (r *Registers) PC() (uint64, bool) { return r.Get(r.arch.Regs[r.arch.PC].Name) }

@@ -16,6 +16,7 @@ import (
 //	vm_vmcb         physical address of the VMCB of the last VMRUN; stays after the exit
 //	nested_cr3      root of the second stage the CPU runs on; known only in guest mode with NPT
 //	nested_pg_mode  paging mode of that root: 1 PAE, 2 LMA, 4 NXE, 8 PSE, 0x10 LA57
+//	vmcs            physical address of the current VMCS, under KVM as L0; its content is ControlBlock
 //	halted          1 while the CPU waits in HLT
 //
 // The implied efer_mode is EFER as far as the paging mode tells, where a dump has no
@@ -49,7 +50,7 @@ func newX86() *Arch {
 	add(System, 64, "gdtr_base idtr_base ldtr_base tr_base cs_base ss_base ds_base es_base")
 	add(System, 32, "gdtr_limit idtr_limit ldtr tr cpl")
 	add(System, 64, "dr0 dr1 dr2 dr3 dr6 dr7 star lstar cstar fmask sysenter_cs sysenter_esp sysenter_eip pat")
-	add(Hidden, 64, "hflags hflags2 guest_mode vm_hsave vm_vmcb nested_cr3 nested_pg_mode halted")
+	add(Hidden, 64, "hflags hflags2 guest_mode vm_hsave vm_vmcb nested_cr3 nested_pg_mode vmcs halted")
 	add(Implied, 64, "efer_mode")
 	for i, r := range a.Regs {
 		switch r.Name {

@@ -95,5 +95,5 @@ var x86 = layout{
 		"r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip"},
 	kvmDebugRegs: []string{"dr0", "dr1", "dr2", "dr3"},
 	// Linux 6.1 arch/x86/kvm/svm/vmenter.S and vmx/vmenter.S; vmx_vmenter before 6.0.
-	kvmEntry: []string{"__svm_vcpu_run", "__svm_sev_es_vcpu_run", "__vmx_vcpu_run", "vmx_vmenter"},
+	kvmEntry: []string{"__svm_vcpu_run", "__svm_sev_es_vcpu_run", "__vmx_vcpu_run", "vmx_vmexit", "vmx_vmenter"},
 }

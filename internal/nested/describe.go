@@ -63,8 +63,8 @@ func Describe(m *machine.Machine, c *machine.CPU) (*Description, error) {
 	if c.Control == 0 {
 		return nil, fmt.Errorf("no control block of %s CPU %d is known", m.Name, c.Index)
 	}
-	page := make([]byte, pageSize)
-	if _, err := m.Parent.Phys.ReadPhys(page, c.Control); err != nil {
+	page, err := controlPage(m.Parent, c.Control)
+	if err != nil {
 		return nil, fmt.Errorf("control block of %s CPU %d: %w", m.Name, c.Index, err)
 	}
 	var first *Description

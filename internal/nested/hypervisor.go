@@ -3,6 +3,7 @@ package nested
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/linux"
@@ -53,7 +54,7 @@ func listedCPU(m *machine.Machine, k *linux.Kernel, found map[mem.Phys]*candidat
 	}
 	c := found[at]
 	for _, tech := range technologies[m.Arch.Name] {
-		if c == nil {
+		if c == nil && strings.EqualFold(tech.name(), v.Control.Kind) {
 			c = inspect(m, tech, at)
 		}
 	}

@@ -29,8 +29,8 @@ func Entering(m *machine.Machine, c *machine.CPU) (mem.Phys, bool) {
 
 // Land says where the parked CPU c of the nested machine m will continue.
 func Land(m *machine.Machine, c *machine.CPU) (Landing, error) {
-	page := make([]byte, pageSize)
-	if _, err := m.Parent.Phys.ReadPhys(page, c.Control); err != nil {
+	page, err := controlPage(m.Parent, c.Control)
+	if err != nil {
 		return Landing{}, fmt.Errorf("control block of %s CPU %d: %w", m.Name, c.Index, err)
 	}
 	for _, tech := range technologies[m.Parent.Arch.Name] {

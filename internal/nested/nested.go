@@ -81,9 +81,10 @@ type controlBlock struct {
 	fault    *StageFault // that the guest left with, or nil
 }
 
-// technologies by architecture; a new one is a row.
+// technologies by architecture; a new one is a row. An entry instruction says more under
+// VMX: only a CPU with a current VMCS can be at one.
 var technologies = map[string][]technology{
-	arch.X86.Name: {svmTechnology{}},
+	arch.X86.Name: {vmxTechnology{}, svmTechnology{}},
 }
 
 // Finder builds towers and remembers what it found, so that a machine keeps
@@ -227,6 +228,7 @@ func executingCandidate(m *machine.Machine, tech technology, c *machine.CPU, at 
 			regs.Forget(r.Name)
 		}
 	}
+	regs.SetControlBlock(nil)
 	return &candidate{
 		tech: tech, at: at, source: c.Source, on: c.On, halted: c.State == machine.Halted, index: -1,
 		block:    controlBlock{regs: regs, second: format, root: root},
@@ -266,8 +268,8 @@ func (f *Finder) recall(m *machine.Machine, found map[mem.Phys]*candidate) {
 
 // inspect reads the page at a control block's address; nil if it is none.
 func inspect(m *machine.Machine, tech technology, at mem.Phys) *candidate {
-	page := make([]byte, pageSize)
-	if _, err := m.Phys.ReadPhys(page, at); err != nil {
+	page, err := controlPage(m, at)
+	if err != nil {
 		return nil
 	}
 	block, ok := tech.parse(m, page)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/linux"
@@ -94,6 +95,9 @@ func (s *settler) learn(opt Options) {
 					continue
 				}
 				for _, tech := range technologies[s.m.Arch.Name] {
+					if !strings.EqualFold(tech.name(), v.Control.Kind) {
+						continue
+					}
 					s.entered[v.CPU] = append(s.entered[v.CPU], entered{tech, v.Control.Current,
 						fmt.Sprintf("vCPU %d of struct kvm at %#x, %s", v.ID, vm.Addr, v.Mode)})
 				}

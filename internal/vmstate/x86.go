@@ -86,6 +86,7 @@ func (c *x86CPU) decode() error {
 	c.vectors()
 	c.x87(find(subs, "cpu/fpop_ip_dp"))
 	c.nesting(find(subs, "cpu/svn_npt"))
+	c.vmcs(nested)
 	c.common()
 	return nil
 }
@@ -225,6 +226,18 @@ func (c *x86CPU) nesting(npt []byte) {
 	if number(c.bytes("env.hflags2", 0, 4))&hf2VIntr != 0 {
 		c.regs.Set("cr8", uint64(c.bytes("env.v_tpr", 0, 1)[0]&0xf))
 	}
+}
+
+// vmcs keeps the current VMCS, which KVM has in its own memory and writes to the guest's
+// only when it is released (Linux 6.12 arch/x86/kvm/vmx/nested.c:
+// vmx_get_nested_state, nested_release_vmcs12).
+func (c *x86CPU) vmcs(n *Nested) {
+	const none = ^mem.Phys(0)
+	if n == nil || n.Kind != NestedVMX || n.VMCS12 == none || n.Page == nil {
+		return
+	}
+	c.regs.Set("vmcs", uint64(n.VMCS12))
+	c.regs.SetControlBlock(n.Page)
 }
 
 // common reads the section "cpu_common": halted u32, interrupt_request u32.
