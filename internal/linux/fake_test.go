@@ -164,7 +164,9 @@ func (o object) put(off uint64, b []byte) { copy(o.f.ram[uint64(o.pa)+off:], b) 
 // link makes a list of a head and nodes, by their addresses.
 func (f *fake) link(addrs ...uint64) {
 	for i, a := range addrs {
-		f.poke(a, addrs[(i+1)%len(addrs)])
+		next := addrs[(i+1)%len(addrs)]
+		f.poke(a, next)
+		f.poke(next+8, a)
 	}
 }
 

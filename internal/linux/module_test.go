@@ -85,10 +85,10 @@ func TestModuleListBroken(t *testing.T) {
 		{"loop that misses the head", func(s *fakeSystem) {
 			s.poke(s.modules[1].at("list"), s.modules[0].at("list"))
 		}, 2, ErrCorrupt},
-		{"wild pointer", func(s *fakeSystem) { s.poke(s.modules[0].at("list"), 0xdead) }, 1, mem.ErrFault},
+		{"wild pointer", func(s *fakeSystem) { s.poke(s.modules[0].at("list"), 0xdead) }, 2, mem.ErrFault},
 		{"node in a hole", func(s *fakeSystem) {
 			s.poke(s.modules[0].at("list"), fakeDirect+fakeRAMSize-8)
-		}, 1, mem.ErrFault},
+		}, 2, mem.ErrFault},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

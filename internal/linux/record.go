@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"nestdbg/internal/mem"
 )
@@ -139,25 +140,63 @@ func cleanText(b []byte) string {
 	return string(out)
 }
 
+// ringTries is how often a ring is walked that seems broken: it may be changing.
+const ringTries = 3
+
 // ring walks a struct list_head ring: the addresses of its nodes, without the
 // head. Nodes that were reached are returned also with an error: ErrCorrupt for a
-// ring that does not come back to its head within limit nodes.
+// ring that does not come back to its head within limit nodes, or whose nodes do not
+// point back at each other. Of such a ring both ends are walked, so that one bad
+// pointer hides nothing.
 func ring(r mem.VirtReader, head mem.Virt, limit int) ([]mem.Virt, error) {
-	var nodes []mem.Virt
-	seen := map[mem.Virt]bool{head: true}
-	for at := head; ; {
-		next, err := mem.VirtUint64(r, at)
-		if err != nil {
-			return nodes, fmt.Errorf("list at %#x, node %d: %w", head, len(nodes), err)
-		}
-		at = mem.Virt(next)
-		if at == head {
+	for try := 1; ; try++ {
+		nodes, err := halfRing(r, head, limit, 0)
+		if err == nil {
 			return nodes, nil
 		}
-		if seen[at] || len(nodes) == limit {
+		if try < ringTries {
+			continue
+		}
+		behind, _ := halfRing(r, head, limit, 1)
+		seen := make(map[mem.Virt]bool, len(nodes))
+		for _, at := range nodes {
+			seen[at] = true
+		}
+		for _, at := range slices.Backward(behind) {
+			if !seen[at] {
+				nodes = append(nodes, at)
+			}
+		}
+		return nodes, err
+	}
+}
+
+// halfRing walks a ring by one of the two pointers of its nodes, 0 or 1, for as long
+// as the other points back.
+func halfRing(r mem.VirtReader, head mem.Virt, limit, pointer int) ([]mem.Virt, error) {
+	var nodes []mem.Virt
+	seen := map[mem.Virt]bool{head: true}
+	var b [16]byte
+	link := func(pointer int) mem.Virt { return mem.Virt(binary.LittleEndian.Uint64(b[8*pointer:])) }
+	if _, err := r.ReadVirt(b[:], head); err != nil {
+		return nil, fmt.Errorf("list at %#x: %w", head, err)
+	}
+	for last := head; ; {
+		at := link(pointer)
+		if _, err := r.ReadVirt(b[:], at); err != nil {
+			return nodes, fmt.Errorf("list at %#x, node %d: %w", head, len(nodes), err)
+		}
+		switch {
+		case link(1-pointer) != last:
+			return nodes, fmt.Errorf("list at %#x is broken: %#x behind node %d, %#x, does not point back: %w",
+				head, at, len(nodes), last, ErrCorrupt)
+		case at == head:
+			return nodes, nil
+		case seen[at] || len(nodes) == limit:
 			return nodes, fmt.Errorf("list at %#x does not end after %d nodes: %w", head, len(nodes), ErrCorrupt)
 		}
 		seen[at] = true
 		nodes = append(nodes, at)
+		last = at
 	}
 }

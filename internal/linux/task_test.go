@@ -74,7 +74,10 @@ func TestTasksBroken(t *testing.T) {
 		{"wild signal", func(s *fakeSystem) { s.tasks[1].set("signal", 0x4141414141414141) }, 2, 1, nil},
 		{"released", func(s *fakeSystem) { s.tasks[1].set("signal", 0) }, 2, 0, nil},
 		{"wild parent", func(s *fakeSystem) { s.tasks[1].set("real_parent", 1) }, 3, 0, nil},
-		{"wild next", func(s *fakeSystem) { s.poke(s.tasks[1].at("tasks"), 0x1000) }, 2, 1, mem.ErrFault},
+		{"wild next", func(s *fakeSystem) { s.poke(s.tasks[1].at("tasks"), 0x1000) }, 3, 0, mem.ErrFault},
+		{"a task is passed over", func(s *fakeSystem) {
+			s.poke(uint64(s.symbols["init_task"])+uint64(s.types.offset("task_struct", "tasks")), s.tasks[3].at("tasks"))
+		}, 3, 0, ErrCorrupt},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
