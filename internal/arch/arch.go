@@ -34,6 +34,10 @@ type Arch struct {
 	GDB     []int  // the registers of gdb's 'g' packet, in its order
 	PC      int
 	SP      int
+	// Flags is the register with the bit that lets interrupts in, and Interrupts that
+	// bit.
+	Flags      int
+	Interrupts uint64
 
 	// TargetXML is the target description that gdb gets; its registers are GDB.
 	TargetXML string
@@ -171,6 +175,13 @@ func (r *Registers) ControlBlock() []byte { return r.control }
 
 // PC is the program counter, if known.
 func (r *Registers) PC() (uint64, bool) { return r.Get(r.arch.Regs[r.arch.PC].Name) }
+
+// TakesInterrupts reports whether a CPU with these registers takes interrupts; known
+// is false if they do not say.
+func (r *Registers) TakesInterrupts() (takes, known bool) {
+	flags, known := r.Get(r.arch.Regs[r.arch.Flags].Name)
+	return flags&r.arch.Interrupts != 0, known
+}
 
 // SP is the stack pointer, if known.
 func (r *Registers) SP() (uint64, bool) { return r.Get(r.arch.Regs[r.arch.SP].Name) }

@@ -58,6 +58,8 @@ func newX86() *Arch {
 			a.PC = i
 		case "rsp":
 			a.SP = i
+		case "eflags":
+			a.Flags, a.Interrupts = i, 1<<9 // IF
 		}
 	}
 	a.TargetXML = x86TargetXML(&a)

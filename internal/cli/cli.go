@@ -33,7 +33,7 @@ const (
 func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	a := &app{in: in, out: out, errOut: errOut}
 	root := a.root()
-	root.AddCommand(a.serveCommand(), a.gdbCommand(), a.exportCommand(), a.snapshotCommand(), a.reportCommand(), newLabCommand())
+	root.AddCommand(a.serveCommand(), a.gdbCommand(), a.exportCommand(), a.snapshotCommand(), a.reportCommand(), a.watchCommand(), newLabCommand())
 	checkArgs(root)
 	root.SetArgs(splitExamine(args))
 	err := root.ExecuteContext(ctx)

@@ -91,6 +91,8 @@ type TroubleFinder struct {
 
 	left int  // records in which the newest trouble's CPU may still come
 	open bool // the newest oops has not ended
+
+	newest TroubleKind
 }
 
 const (
@@ -114,7 +116,7 @@ func (f *TroubleFinder) Add(r *LogRecord) bool {
 	}
 	kind, ok := troubleOf(r.Text)
 	if ok && !(kind == Oops && f.open) {
-		f.left, f.open = troubleReach, kind == Oops
+		f.left, f.open, f.newest = troubleReach, kind == Oops, kind
 		if len(f.Found) < troublesMax {
 			f.Found = append(f.Found, Trouble{Kind: kind, Record: *r, CPU: -1, PID: -1})
 		}
@@ -128,6 +130,9 @@ func (f *TroubleFinder) Add(r *LogRecord) bool {
 	}
 	return false
 }
+
+// Newest is the kind of the trouble that Add found last. Preconditions: there was one.
+func (f *TroubleFinder) Newest() TroubleKind { return f.newest }
 
 func troubleOf(text string) (TroubleKind, bool) {
 	for _, s := range troubleSigns {

@@ -86,8 +86,11 @@ func (l *Live) Status(ctx context.Context) (running bool, state string, err erro
 	return running, state, gone(err)
 }
 
+// Heard is what QEMU said unasked; see qemu.Heard.
+type Heard = qemu.Heard
+
 // Events waits for QEMU's events; see qemu.Machine.Events.
-func (l *Live) Events(ctx context.Context, d time.Duration) (qemu.Heard, error) {
+func (l *Live) Events(ctx context.Context, d time.Duration) (Heard, error) {
 	h, err := l.qemu.Events(ctx, d)
 	return h, gone(err)
 }
@@ -95,11 +98,14 @@ func (l *Live) Events(ctx context.Context, d time.Duration) (qemu.Heard, error) 
 // Unlisten ends what Events began.
 func (l *Live) Unlisten() { l.qemu.Unlisten() }
 
+// Endings are what QEMU does when its machine ends; see qemu.Endings.
+type Endings = qemu.Endings
+
 // Endings is what QEMU does at a reset and a shutdown, by its command line.
-func (l *Live) Endings() qemu.Endings { return l.qemu.Endings() }
+func (l *Live) Endings() Endings { return l.qemu.Endings() }
 
 // SetEndings makes QEMU do something else then.
-func (l *Live) SetEndings(ctx context.Context, e qemu.Endings) error {
+func (l *Live) SetEndings(ctx context.Context, e Endings) error {
 	return gone(l.qemu.SetEndings(ctx, e))
 }
 

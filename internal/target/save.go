@@ -73,8 +73,9 @@ func (l *Live) kept() snapshot.Machine {
 
 // SaveMemory keeps the memory alone as a snapshot in the new directory dir, as it is
 // now: of a QEMU that has ended, whose memory file is mapped here still, whoever
-// removed its name. why says where the registers are. It asks QEMU for nothing.
-func (l *Live) SaveMemory(ctx context.Context, dir, why string) (*snapshot.Manifest, error) {
+// removed its name, or of one that cannot be asked and runs on meanwhile (live). why
+// says where the registers are. It asks QEMU for nothing.
+func (l *Live) SaveMemory(ctx context.Context, dir, why string, live bool) (*snapshot.Manifest, error) {
 	w, err := snapshot.Create(dir)
 	if err != nil {
 		return nil, err
@@ -84,6 +85,7 @@ func (l *Live) SaveMemory(ctx context.Context, dir, why string) (*snapshot.Manif
 		return nil, gone(err)
 	}
 	return w.Commit(snapshot.Manifest{
-		Created: time.Now().UTC().Truncate(time.Second), Machine: l.kept(), DevicesLost: why, WasRunning: true,
+		Created: time.Now().UTC().Truncate(time.Second), Machine: l.kept(), DevicesLost: why,
+		Live: live, WasRunning: true,
 	}, nil)
 }

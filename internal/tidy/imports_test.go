@@ -52,13 +52,16 @@ var allowed = map[string]string{
 	// What gdb is told of one kernel: its facts (linux) in gdb's form (symfile).
 	"kernelfile": "mem arch linux symfile",
 
+	// It judges what kernels say of themselves.
+	"watch": "linux",
+
 	"session": "mem arch machine nested linux kernelfile debugfile gdbserver",
 	// The one place that knows both QEMU and the session.
 	"target": "mem arch machine session qemu vmstate snapshot memfile",
 	"report": "mem arch machine paging nested linux session cexpr snapshot",
 	// debugfile: only the front end knows whether the person wants servers asked.
 	// kernelfile: "export" writes its files where the person says.
-	"cli": "mem machine paging linux cexpr kernelfile debugfile dump gdbserver session target report snapshot lab lab/agent " +
+	"cli": "mem machine paging linux cexpr kernelfile debugfile dump gdbserver session target report snapshot watch lab lab/agent " +
 		"github.com/spf13/cobra golang.org/x/sys/unix",
 	"cmd/nestdbg": "cli",
 
@@ -165,7 +168,7 @@ func TestImportsFires(t *testing.T) {
 
 // silent are the packages that do no I/O and do not log: bytes or readers in,
 // values or errors out.
-var silent = strings.Fields("mem arch rsp qmp vmstate dump paging svm vmx kallsyms orc printk btf symfile machine linux nested kernelfile report")
+var silent = strings.Fields("mem arch rsp qmp vmstate dump paging svm vmx kallsyms orc printk btf symfile machine linux nested kernelfile watch report")
 
 // loud are the standard packages that do I/O, each with all below it.
 var loud = []string{"os", "net", "syscall", "log", "plugin"}

@@ -1,0 +1,355 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"nestdbg/internal/report"
+	"nestdbg/internal/session"
+	"nestdbg/internal/target"
+	"nestdbg/internal/watch"
+)
+
+// watchOptions are what a person wants watched and kept.
+type watchOptions struct {
+	on    string
+	save  string
+	keep  int
+	hang  time.Duration
+	lines int
+	hold  bool
+	watch watch.Options
+}
+
+func (a *app) watchCommand() *cobra.Command {
+	var o watchOptions
+	c := &cobra.Command{
+		Use: "watch --save DIR", Short: "Wait for a crash, a reset, an end or a hang, and keep the machine as it was then", Args: noArgs,
+		Long: `Runs beside QEMU until it is interrupted, notices when a machine of the tower dies, and
+keeps it: a snapshot in a new directory under DIR, with report.txt and report.html. It
+prints what happened, the backtraces of every layer and the last lines of every log.
+
+  crash     a kernel panics or oopses, or a guest ends without having said so (its VMM was
+            killed, a triple fault); QEMU says GUEST_PANICKED, stops its machine because of
+            an error, or is killed
+  reset     a kernel says that it restarts, a guest starts anew, QEMU says RESET
+  shutdown  a kernel says that it powers down, QEMU says SHUTDOWN
+  hang      a kernel says lockup, stall or hung task; QEMU says WATCHDOG; a kernel's clock
+            stands for --hang-after while not all of its CPUs wait for an interrupt
+
+Kernels are watched by their own logs in memory, ten times a second, without a stop; the
+machine is stopped only to be kept, and runs on. There is no breakpoint on panic: it
+would need QEMU's gdbstub, which then is nobody else's, and each hit in another layer
+stops the machine.
+
+QEMU's events come over its QMP socket, which is held for them and left to whoever else
+wants it. QEMU says RESET when the machine is reset already, and ends with a machine that
+shuts down, unless it was started with -no-reboot -no-shutdown; the start of a watch says
+what is missing. --hold makes QEMU do so for the time of the watch (QMP set-action): the
+machine stands until it is kept, and then goes the way it wanted to. A nestdbg that is
+killed cannot put that back.
+
+When QEMU ends, its memory is kept if it was in a shared file, whatever became of the
+file's name; and the watch waits for the next QEMU that -t describes. With a PID it ends.`,
+		Example: "  nestdbg watch --save crashes\n  nestdbg -t /run/qmp watch --on crash,hang --save crashes --keep 3 --hold\n" +
+			"  nestdbg -t crashes/20260102T030405Z-crash-vm0 dmesg",
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
+			return a.watch(c.Context(), o)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.on, "on", "crash,reset,shutdown,hang", "what to watch for")
+	f.StringVar(&o.save, "save", "", "the directory to keep machines in")
+	f.IntVar(&o.keep, "keep", 10, "how many of the watch's own to keep there, the newest; 0 for all")
+	f.DurationVar(&o.hang, "hang-after", 30*time.Second, "how long a machine may make no progress")
+	f.IntVar(&o.lines, "lines", 15, "lines of each log that are printed")
+	f.BoolVar(&o.hold, "hold", false, "make QEMU stop its machine, where it would reset it or end, until it is kept")
+	return c
+}
+
+func (o *watchOptions) check() (err error) {
+	switch {
+	case o.save == "":
+		return usagef("watch needs --save DIR")
+	case o.keep < 0 || o.lines < 0:
+		return usagef("--keep and --lines are numbers from 0 on")
+	case o.hang < time.Second:
+		return usagef("--hang-after is at least 1s")
+	}
+	o.watch.HangAfter = o.hang
+	if o.watch.Classes, err = watch.ParseClasses(o.on); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
+// findEvery is how often a QEMU that is not there is looked for.
+const findEvery = 500 * time.Millisecond
+
+// watch watches one QEMU after the other, until ctx ends.
+func (a *app) watch(ctx context.Context, o watchOptions) error {
+	if err := os.MkdirAll(o.save, 0o700); err != nil {
+		return err
+	}
+	_, err := strconv.Atoi(a.targetSpec)
+	onlyOne := err == nil // a PID is that of one process
+	for first := true; ; first = false {
+		t, err := a.awaitQEMU(ctx, onlyOne || first)
+		if err != nil || t == nil {
+			return err
+		}
+		a.target, a.session = t, session.New(t)
+		w := &watching{app: a, opt: o, live: t, watcher: watch.New(o.watch), logs: map[string]*watchedLog{}}
+		err = w.run(ctx)
+		a.target, a.session = nil, nil
+		if err = errors.Join(err, t.Close()); err != nil || onlyOne || ctx.Err() != nil {
+			return err
+		}
+		if err := a.note("waiting for the next QEMU"); err != nil {
+			return err
+		}
+	}
+}
+
+// awaitQEMU opens the QEMU that the person described; if it is not there it waits,
+// unless it must be there. It returns nil when ctx ends.
+func (a *app) awaitQEMU(ctx context.Context, must bool) (*target.Live, error) {
+	for {
+		t, err := target.Recognise(ctx, a.targetSpec, target.Options{Layout: a.layout})
+		if err == nil {
+			live, ok := t.(*target.Live)
+			if !ok {
+				d := t.Describe()
+				return nil, errors.Join(fmt.Errorf("%w: %s (%s)", session.ErrDead, d.Path, d.Kind), t.Close())
+			}
+			return live, nil
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil, nil
+		case must:
+			return nil, err
+		}
+		// One that starts has no sockets yet, and one that ends has no files any more.
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(findEvery):
+		}
+	}
+}
+
+// note says something about the watch itself.
+func (a *app) note(format string, args ...any) error {
+	return a.showLine(&report.Note{Time: now(), Note: fmt.Sprintf(format, args...)})
+}
+
+// showLine shows a report; in JSON as one line.
+func (a *app) showLine(r report.Report) error {
+	if a.json {
+		return json.NewEncoder(a.out).Encode(r)
+	}
+	r.Text(a.out)
+	return nil
+}
+
+func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
+
+// watching is the watch over one QEMU.
+type watching struct {
+	*app
+	opt     watchOptions
+	live    *target.Live
+	watcher *watch.Watcher
+	logs    map[string]*watchedLog // by machine
+
+	own     target.Endings // what QEMU did before --hold
+	held    bool
+	known   bool      // machines were looked at
+	nextDue time.Time // of the next look
+	trouble string    // what was said last about being unable to ask
+}
+
+const (
+	// watchEvery is how often logs are read; an event of QEMU's is heard at once.
+	watchEvery = 100 * time.Millisecond
+	// lookEvery is how often machines are looked for, at most; and lookShare times as
+	// long as a look takes there is none.
+	lookEvery = time.Second
+	lookShare = 20
+)
+
+// run watches until QEMU or ctx ends.
+func (w *watching) run(ctx context.Context) error {
+	defer w.live.Unlisten()
+	if err := w.begin(ctx); err != nil {
+		return err
+	}
+	defer w.letGo()
+	for ctx.Err() == nil {
+		found, err := w.step(ctx)
+		if errors.Is(err, session.ErrGone) {
+			found = append(found, w.watcher.Ended()...)
+			if err := w.happened(ctx, found, true); err != nil {
+				return err
+			}
+			return w.note("QEMU, process %d, has ended", w.live.Info().PID)
+		}
+		if err := w.cannot(ctx, err); err != nil {
+			return err
+		}
+		if err := w.happened(ctx, found, false); err != nil {
+			return err
+		}
+		if err := w.goOn(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// step waits a little for QEMU's events, and looks at logs and machines.
+func (w *watching) step(ctx context.Context) (found []watch.Incident, err error) {
+	heard, err := w.live.Events(ctx, watchEvery)
+	// What a kernel says goes before what QEMU says of it, also when QEMU is gone: its
+	// memory is still mapped here.
+	found = w.readLogs()
+	if err == nil {
+		found = append(found, w.events(heard)...)
+	}
+	if errors.Is(err, session.ErrGone) || time.Now().Before(w.nextDue) {
+		return found, err
+	}
+	begin := time.Now()
+	more, lookErr := w.look(ctx)
+	w.nextDue = time.Now().Add(max(lookEvery, lookShare*time.Since(begin)))
+	return append(found, more...), errors.Join(err, lookErr)
+}
+
+// events takes what QEMU said.
+func (w *watching) events(heard target.Heard) (found []watch.Incident) {
+	if heard.Missed {
+		w.nextDue = time.Time{}
+	}
+	for _, e := range heard.Events {
+		switch e.Name {
+		case "RESET":
+			clear(w.logs)
+			fallthrough
+		case "STOP", "RESUME", "SHUTDOWN":
+			w.nextDue = time.Time{}
+		}
+		found = append(found, w.watcher.Event(e.Name, e.Data)...)
+	}
+	return found
+}
+
+// cannot says once why QEMU or its machine cannot be asked; memory is watched all the
+// same. It waits a little, where Events did not.
+func (w *watching) cannot(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil {
+		w.trouble = ""
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(watchEvery):
+	}
+	if text := err.Error(); text != w.trouble {
+		w.trouble = text
+		return w.note("cannot ask now, and go on: %s", text)
+	}
+	return nil
+}
+
+// begin says what is watched, and how QEMU should have been started.
+func (w *watching) begin(ctx context.Context) error {
+	info, e := w.live.Info(), w.live.Endings()
+	if err := w.note("watching QEMU %s, process %d, for %s; keeping what happens in %s", info.Version, info.PID, w.opt.on, w.opt.save); err != nil {
+		return err
+	}
+	var notes []string
+	if w.live.Describe().File == "" {
+		notes = append(notes, "memory is QEMU's own and goes with it; start QEMU with -object memory-backend-file,id=ram,share=on,mem-path=FILE,size=SIZE -machine memory-backend=ram")
+	}
+	if w.opt.hold {
+		if err := w.hold(ctx, e); err != nil {
+			return err
+		}
+	}
+	if e.Reboot != "shutdown" && !w.held {
+		notes = append(notes, "a reset loses registers, and firmware overwrites memory, before QEMU says so; start QEMU with -no-reboot, or watch with --hold")
+	}
+	if e.Shutdown != "pause" && !w.held {
+		notes = append(notes, "QEMU ends with its machine, and registers with it; start QEMU with -no-shutdown, or watch with --hold")
+	}
+	for _, n := range notes {
+		if err := w.note("%s", n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hold makes QEMU stop its machine where it would reset it or end.
+func (w *watching) hold(ctx context.Context, own target.Endings) error {
+	if own.Reboot == "" {
+		return usagef("--hold has to know QEMU's command line, to put back what it changes")
+	}
+	if err := w.live.SetEndings(ctx, target.Endings{Reboot: "shutdown", Shutdown: "pause"}); err != nil {
+		return err
+	}
+	w.own, w.held = own, true
+	return nil
+}
+
+// letGo puts back what --hold changed.
+func (w *watching) letGo() {
+	if !w.held {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), letGoTime)
+	defer cancel()
+	if err := w.live.SetEndings(ctx, w.own); err != nil && !errors.Is(err, session.ErrGone) {
+		fmt.Fprintf(w.errOut, "nestdbg: put back what QEMU does at a reset: %v\n", err)
+	}
+}
+
+// letGoTime bounds what is done after the end.
+const letGoTime = 10 * time.Second
+
+// goOn lets a machine that --hold stopped at its end go the way it wanted to.
+func (w *watching) goOn(ctx context.Context) error {
+	if !w.held {
+		return nil
+	}
+	_, state, err := w.live.Status(ctx)
+	if err != nil || state != "shutdown" {
+		return nil // the next step meets the error, too
+	}
+	if w.watcher.WasReset() && w.own.Reboot == "reset" {
+		if err := w.live.SetEndings(ctx, w.own); err != nil {
+			return err
+		}
+		w.watcher.Resumed()
+		clear(w.logs)
+		if err := w.live.Reset(ctx); err != nil {
+			return err
+		}
+		return w.live.SetEndings(ctx, target.Endings{Reboot: "shutdown", Shutdown: "pause"})
+	}
+	if w.own.Shutdown == "poweroff" {
+		return w.live.Quit(ctx)
+	}
+	return nil
+}

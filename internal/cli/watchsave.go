@@ -1,0 +1,183 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"nestdbg/internal/report"
+	"nestdbg/internal/session"
+	"nestdbg/internal/snapshot"
+	"nestdbg/internal/target"
+	"nestdbg/internal/watch"
+)
+
+// happened keeps the machine and says what happened, if anything did. Only what
+// cannot be said is an error.
+func (w *watching) happened(ctx context.Context, found []watch.Incident, gone bool) error {
+	if len(found) == 0 {
+		return nil
+	}
+	r := &report.Watched{Time: now()}
+	for _, i := range found {
+		r.Incidents = append(r.Incidents, report.Incident{Class: i.Class.String(), Machine: i.Machine, What: i.What, Late: i.Late})
+	}
+	dir := freeName(filepath.Join(w.opt.save, fmt.Sprintf("%s-%s-%s", r.Time.Format(watchTime), found[0].Class, found[0].Machine)))
+	m, err := w.keepMachine(ctx, dir, gone)
+	if err == nil {
+		r.Saved = dir
+		if m.DevicesLost != "" {
+			r.Error = "it has no registers: " + m.DevicesLost
+		}
+		err = w.describe(ctx, dir, r)
+	}
+	if err != nil {
+		r.Error = strings.TrimPrefix(r.Error+"; "+err.Error(), "; ")
+	}
+	if err := w.showLine(r); err != nil {
+		return err
+	}
+	if r.Saved == "" {
+		return nil
+	}
+	if err := prune(w.opt.save, w.opt.keep); err != nil {
+		return w.note("remove what is old: %v", err)
+	}
+	return nil
+}
+
+// keepMachine takes a snapshot, and if QEMU does not let it, of the memory alone.
+func (w *watching) keepMachine(ctx context.Context, dir string, gone bool) (*snapshot.Manifest, error) {
+	why := errors.New("QEMU had ended")
+	if !gone {
+		m, err := w.live.Save(ctx, dir, target.SaveOptions{Expect: w.session.ExpectStop})
+		if err == nil || ctx.Err() != nil {
+			return m, err
+		}
+		gone, why = errors.Is(err, session.ErrGone), err
+	}
+	if w.live.Describe().File == "" {
+		return nil, fmt.Errorf("memory was QEMU's own: %w", why)
+	}
+	m, err := w.live.SaveMemory(ctx, dir, why.Error(), !gone)
+	if err != nil {
+		return nil, errors.Join(why, err)
+	}
+	return m, nil
+}
+
+// describe reports on what was kept, and puts the reports beside it.
+func (w *watching) describe(ctx context.Context, dir string, r *report.Watched) error {
+	full, err := w.reportOn(ctx, dir, keptLines)
+	if err != nil {
+		return err
+	}
+	full.Reason = r.Lines()
+	var mark bytes.Buffer
+	if err := report.JSON(&mark, r); err != nil {
+		return err
+	}
+	for name, write := range map[string]func(io.Writer) error{
+		markFile:      func(out io.Writer) error { _, err := out.Write(mark.Bytes()); return err },
+		"report.txt":  func(out io.Writer) error { full.Text(out); return nil },
+		"report.html": full.HTML,
+	} {
+		if _, err := writeFile(ctx, filepath.Join(dir, name), false, write); err != nil {
+			return err
+		}
+	}
+	r.Report, err = w.reportOn(ctx, dir, w.opt.lines)
+	return err
+}
+
+// keptLines are the lines of each log in the report that is kept.
+const keptLines = 500
+
+// reportOn reports on a snapshot: everything in it is of one moment.
+func (w *watching) reportOn(ctx context.Context, dir string, lines int) (r *report.BugReport, err error) {
+	on := &app{in: w.in, out: w.out, errOut: w.errOut, targetSpec: dir}
+	if err := on.open(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, on.target.Close()) }()
+	return on.bugReport(ctx, report.BugOptions{LogLines: lines})
+}
+
+// What a watch keeps is named by its time, so that names are in that order, and has a
+// file that says that it is a watch's.
+const (
+	watchTime = "20060102T150405Z"
+	markFile  = "watch.json"
+)
+
+var watchName = regexp.MustCompile(`^[0-9]{8}T[0-9]{6}Z-(crash|reset|shutdown|hang)-[a-z0-9.]+(-[0-9]+)?$`)
+
+// freeName is a name that nobody has.
+func freeName(base string) string {
+	name := base
+	for i := 2; ; i++ {
+		if _, err := os.Lstat(name); err != nil {
+			return name
+		}
+		name = fmt.Sprintf("%s-%d", base, i)
+	}
+}
+
+// watchFiles are all that is in a directory of a watch's own.
+var watchFiles = []string{"manifest.json", "ram", "ram.crc32c", "devices", markFile, "report.txt", "report.html"}
+
+// prune removes all but the newest keep directories of watches, 0 for none. What
+// somebody else put there stays: directories of other names or without the mark, and
+// what is more in one of ours, with an error.
+func prune(dir string, keep int) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil || keep == 0 {
+		return err
+	}
+	var own []string
+	for _, e := range entries {
+		if !e.IsDir() || !watchName.MatchString(e.Name()) {
+			continue
+		}
+		if st, err := os.Lstat(filepath.Join(dir, e.Name(), markFile)); err == nil && st.Mode().IsRegular() {
+			own = append(own, e.Name())
+		}
+	}
+	slices.Sort(own)
+	var errs []error
+	for len(own) > keep {
+		errs = append(errs, removeKept(filepath.Join(dir, own[0])))
+		own = own[1:]
+	}
+	return errors.Join(errs...)
+}
+
+// removeKept removes a directory of a watch's own. The mark goes last: what could not
+// be removed is tried again.
+func removeKept(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !slices.Contains(watchFiles, e.Name()) {
+			return fmt.Errorf("%s stays: %s in it is not the watch's", dir, e.Name())
+		}
+	}
+	for _, name := range watchFiles {
+		if name == markFile {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return errors.Join(os.Remove(filepath.Join(dir, markFile)), os.Remove(dir))
+}

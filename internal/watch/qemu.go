@@ -1,0 +1,132 @@
+package watch
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// self is the name of QEMU in incidents.
+const self = "qemu"
+
+// eventData is what events have in common that matters here.
+type eventData struct {
+	Guest  bool
+	Reason string
+	Action string
+}
+
+// Reasons of RESET and SHUTDOWN (QEMU 7.2 qapi/run-state.json, ShutdownCause).
+const (
+	reasonGuestReset = "guest-reset"
+	reasonGuestPanic = "guest-panic"
+)
+
+const lateReset = "QEMU says it when the machine is reset already: its registers are gone, and firmware overwrites its memory; " +
+	"with -no-reboot -no-shutdown it stands still instead"
+
+// Event takes an event of QEMU's. Its data is not believed further than it goes: what
+// is not understood is as if it had none.
+func (w *Watcher) Event(name string, data json.RawMessage) []Incident {
+	var d eventData
+	if err := json.Unmarshal(data, &d); err != nil {
+		d = eventData{}
+	}
+	s := w.of(first)
+	switch name {
+	case "GUEST_PANICKED", "GUEST_CRASHLOADED":
+		return w.end(Incident{Class: Crash, Machine: first, What: first + " tells QEMU that it has panicked"})
+	case "WATCHDOG":
+		if !w.wants(Hang) || s.over {
+			return nil
+		}
+		return []Incident{{Class: Hang, Machine: first, What: fmt.Sprintf("the watchdog of %s has run out; QEMU's action is %.20q", first, d.Action)}}
+	case "RESET":
+		if w.resumed {
+			w.resumed = false
+			return nil
+		}
+		out := w.end(Incident{Class: Reset, Machine: first, What: first + " was reset" + because(d), Late: lateReset})
+		clear(w.machines) // whatever was in it
+		return out
+	case "SHUTDOWN":
+		w.ending = true
+		return w.shutdown(d)
+	}
+	return nil
+}
+
+// shutdown is for a machine that QEMU ends, or stops where it was told so.
+func (w *Watcher) shutdown(d eventData) []Incident {
+	i := Incident{Class: Shutdown, Machine: first, What: first + " shut down" + because(d)}
+	w.reset = d.Reason == reasonGuestReset
+	switch d.Reason {
+	case reasonGuestReset:
+		i.Class, i.What = Reset, first+" was about to be reset by itself, and QEMU ends or stops it"
+	case reasonGuestPanic:
+		i.Class = Crash
+	}
+	return w.end(i)
+}
+
+func because(d eventData) string {
+	switch {
+	case d.Reason != "":
+		return fmt.Sprintf(", says QEMU: %.40q", d.Reason)
+	case d.Guest:
+		return " by itself"
+	}
+	return ""
+}
+
+// State takes QEMU's name for the state of its machine, whether it changed or not.
+func (w *Watcher) State(state string) []Incident {
+	if state == w.qemu {
+		return nil
+	}
+	w.qemu = state
+	switch state {
+	case "guest-panicked":
+		return w.end(Incident{Class: Crash, Machine: first, What: first + " stands: it told QEMU that it has panicked"})
+	case "io-error":
+		return w.stopped(Incident{Class: Crash, What: "QEMU stopped its machine: a disk failed (state io-error)"})
+	case "internal-error":
+		return w.stopped(Incident{Class: Crash, What: "QEMU stopped its machine: a CPU did what cannot be executed (state internal-error)"})
+	case "watchdog":
+		return w.stopped(Incident{Class: Hang, What: "QEMU stopped its machine: its watchdog has run out"})
+	case "shutdown":
+		w.ending = true
+		return w.end(Incident{Class: Shutdown, Machine: first, What: first + " stands after its end (state shutdown)"})
+	}
+	return nil
+}
+
+// stopped is for a machine that QEMU stopped and that may go on.
+func (w *Watcher) stopped(i Incident) []Incident {
+	if i.Machine = self; !w.wants(i.Class) {
+		return nil
+	}
+	return []Incident{i}
+}
+
+// WasReset reports whether the machine stands because it was about to be reset.
+func (w *Watcher) WasReset() bool { return w.reset }
+
+// Resumed is for a machine that stood after its end and that is now reset, by whoever
+// asks here: everything in it begins anew.
+func (w *Watcher) Resumed() {
+	clear(w.machines)
+	w.resumed, w.reset, w.ending, w.qemu, w.looked = true, false, false, "", time.Time{}
+}
+
+// Ended is for a QEMU whose process has ended: the last that is told.
+func (w *Watcher) Ended() []Incident {
+	if w.ending {
+		return w.end(Incident{Class: Shutdown, Machine: first, What: "QEMU has ended, as it had said"})
+	}
+	if !w.wants(Crash) {
+		return nil
+	}
+	return []Incident{{Class: Crash, Machine: self, What: "QEMU has ended and had not said that it would: it was killed, or it crashed",
+		Late: "registers went with it"}}
+}
