@@ -60,6 +60,9 @@ func (a *app) base(m *machine.Machine, c *machine.CPU, s string) (uint64, error)
 	if v, err := strconv.ParseUint(strings.TrimPrefix(s, "0x"), 16, 64); err == nil && looksNumeric(s) {
 		return v, nil
 	}
+	if found := a.imageSymbols(m, s); len(found) > 0 {
+		return found[0].Addr, nil
+	}
 	k, err := a.session.Kernel(m)
 	if err != nil {
 		return 0, fmt.Errorf("%q is no number, and %s has no kernel whose symbols are known: %w", s, m.Name, err)

@@ -123,6 +123,7 @@ type app struct {
 	machine    string
 	json       bool
 	symbols    []string
+	images     *images // what symbols names; nil before it is parsed
 	hints      hints
 	blind      bool
 	debuginfod bool
@@ -167,7 +168,8 @@ a symbol; "$pc" and other registers of the chosen CPU work too.`,
 	f.StringVar(&a.layout, "layout", "", "where a memory file's bytes lie, if they do not say: q35, pc, microvm, flat; with ,below4g=SIZE")
 	f.StringVarP(&a.machine, "machine", "m", "", "machine: l1, vm0, vm1, ... (default: the only nested machine)")
 	f.BoolVar(&a.json, "json", false, "answer in JSON")
-	f.StringArrayVar(&a.symbols, "symbols", nil, "directory with debug information, searched first (repeatable)")
+	f.StringArrayVar(&a.symbols, "symbols", nil, "directory with debug information, searched first; or MACHINE=ELF[@BASE], "+
+		"a file that is loaded in a machine, its first segment at BASE if that is not where it was linked (repeatable)")
 	a.hints.flags(c)
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done, on standard error")
 	c.AddCommand(a.inspectCommands()...)
@@ -191,6 +193,11 @@ func (a *app) open(ctx context.Context) error {
 	if a.session != nil {
 		return nil
 	}
+	named, err := parseSymbols(a.symbols)
+	if err != nil {
+		return err
+	}
+	a.images = named
 	// Most runs end before a collection pays: a cold look makes some 10 MB.
 	debug.SetGCPercent(lookGCPercent)
 	t, err := target.Recognise(ctx, a.targetSpec, target.Options{Layout: a.layout})

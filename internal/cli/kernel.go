@@ -95,11 +95,21 @@ func (a *app) symCommand() *cobra.Command {
 		Example: "  nestdbg sym schedule\n  nestdbg sym 0xffffffff81234567\n  nestdbg sym '$pc'",
 		Args:    oneArg("a name or an address"),
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := a.open(c.Context()); err != nil {
+				return err
+			}
 			look := a.kernelAside
-			if strings.Contains(args[0], "$") { // a register
+			if strings.Contains(args[0], "$") || len(a.images.byMachine) > 0 { // a register, or perhaps no kernel
 				look = a.kernelAt
 			}
 			m, k, err := look(c.Context())
+			if m != nil && len(a.images.of(m)) > 0 {
+				r, ok, errImage := a.imageReport(m, index, args[0])
+				if ok {
+					return a.show(r)
+				}
+				err = errors.Join(errImage, err)
+			}
 			if err != nil {
 				return err
 			}

@@ -34,7 +34,7 @@ func (m *monitor) Monitor(ctx context.Context, pid, tid int, command string, out
 		return err
 	}
 	a := &app{in: strings.NewReader(""), out: out, errOut: out,
-		target: m.app.target, session: m.app.session, debugger: m.debugger, symbols: m.app.symbols}
+		target: m.app.target, session: m.app.session, debugger: m.debugger, symbols: m.app.symbols, images: m.app.images}
 	root := a.root()
 	a.thread = m.thread(pid, tid)
 	a.machine = a.thread.machine // the root command has set it to its default

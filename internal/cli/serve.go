@@ -117,7 +117,9 @@ func (a *app) newFiles() *session.Files {
 	if a.debuginfod {
 		ask = debugfile.Debuginfod
 	}
-	return session.NewFiles(a.session, a.symbols, ask, a.log())
+	files := session.NewFiles(a.session, a.images.dirs, ask, a.log())
+	files.Load(a.images.byMachine)
+	return files
 }
 
 // serveClient serves one connection to its end.

@@ -52,6 +52,15 @@ func NewPlace(machine string, k *linux.Kernel, addr uint64) *Symbols {
 	return r
 }
 
+// AddImage adds a symbol of what is no kernel. kind is 0 for an address that was named.
+func (r *Symbols) AddImage(name string, addr, offset, size uint64, kind byte) {
+	s := SymbolInfo{Name: name, Addr: Hex(addr), Offset: Hex(offset), Size: sizePointer(size)}
+	if kind != 0 {
+		s.Type = string(rune(kind))
+	}
+	r.Symbols = append(r.Symbols, s)
+}
+
 func sizePointer(n uint64) *uint64 {
 	if n == 0 {
 		return nil

@@ -27,6 +27,8 @@ type Files struct {
 	session *Session
 	finder  *debugfile.Finder
 	log     *slog.Logger
+	// loaded are the files that a person says are in machines, by machine.
+	loaded map[string][]*debugfile.Image
 
 	ending   context.CancelFunc // ends what Prepare began
 	prepared sync.WaitGroup
@@ -49,6 +51,10 @@ func NewFiles(s *Session, dirs []string, ask func(buildID string) string, log *s
 	finder.Ask = ask
 	return &Files{session: s, finder: finder, log: log, files: make(map[string]*madeFile), ending: func() {}}
 }
+
+// Load says which files are loaded in machines, besides kernels: for what is no
+// Linux. Preconditions: nobody has asked yet.
+func (f *Files) Load(byMachine map[string][]*debugfile.Image) { f.loaded = byMachine }
 
 // Close removes the files that were made for gdb. Nobody may ask any more.
 func (f *Files) Close() error {
@@ -169,29 +175,54 @@ func (f *Files) own(m *machine.Machine, path string) (string, error) {
 	return link, os.Symlink(path, link)
 }
 
-// kernel is the Linux of a process's machine, nil if there is none.
-func (f *Files) kernel(pid int) (*machine.Machine, *linux.Kernel) {
+// machine is the machine of a process, nil if there is none.
+func (f *Files) machine(pid int) *machine.Machine {
 	t := f.session.Tower()
 	if t == nil {
-		return nil, nil
+		return nil
 	}
 	for _, m := range t.Machines {
-		if f.session.Number(m) != pid {
-			continue
+		if f.session.Number(m) == pid {
+			return m
 		}
-		k, err := f.session.Kernel(m)
-		if err != nil {
-			f.log.Info("no kernel", "machine", m.Name, "reason", err)
-			return m, nil
-		}
-		return m, k
 	}
-	return nil, nil
+	return nil
+}
+
+// kernel is the Linux of a process's machine, nil if there is none.
+func (f *Files) kernel(pid int) (*machine.Machine, *linux.Kernel) {
+	m := f.machine(pid)
+	if m == nil {
+		return nil, nil
+	}
+	k, err := f.session.Kernel(m)
+	if err != nil {
+		f.log.Info("no kernel", "machine", m.Name, "reason", err)
+		return m, nil
+	}
+	return m, k
+}
+
+// images are the files that a person says are loaded in a machine: the one that
+// stands for the machine as a program does for a process, nil beside a kernel, and
+// the others.
+func (f *Files) images(m *machine.Machine, k *linux.Kernel) (program *debugfile.Image, others []*debugfile.Image) {
+	if m == nil || len(f.loaded[m.Name]) == 0 {
+		return nil, nil
+	}
+	all := f.loaded[m.Name]
+	if k != nil {
+		return nil, all
+	}
+	return all[0], all[1:]
 }
 
 // ExecFile implements gdbserver.Symbols.
 func (f *Files) ExecFile(pid int) string {
 	m, k := f.kernel(pid)
+	if program, _ := f.images(m, k); program != nil {
+		return program.Path
+	}
 	if k == nil {
 		return ""
 	}
@@ -223,7 +254,10 @@ func (f *Files) TextSegment(pid int) (uint64, bool) {
 
 // Slide implements gdbserver.Symbols.
 func (f *Files) Slide(pid int) (uint64, bool) {
-	_, k := f.kernel(pid)
+	m, k := f.kernel(pid)
+	if program, _ := f.images(m, k); program != nil {
+		return program.Slide, true
+	}
 	switch path := f.ExecFile(pid); {
 	case k == nil || path == "":
 		return 0, false
@@ -239,13 +273,32 @@ func (f *Files) isMade(path string) bool {
 	return f.dir != "" && strings.HasPrefix(path, f.dir+"/")
 }
 
-// Libraries implements gdbserver.Symbols: the modules, from their files where
-// they are at hand, else from memory.
+// Libraries implements gdbserver.Symbols: a kernel's modules, and what else a person
+// says is loaded.
 func (f *Files) Libraries(pid int) []gdbserver.Library {
 	m, k := f.kernel(pid)
-	if k == nil {
-		return nil
+	var out []gdbserver.Library
+	if k != nil {
+		out = f.modules(m, k)
 	}
+	_, others := f.images(m, k)
+	for _, i := range others {
+		sections, err := debugfile.AllocSections(i.Path)
+		path := ""
+		if err == nil {
+			path, err = f.own(m, i.Path)
+		}
+		if err != nil {
+			f.log.Warn("image", "machine", m.Name, "file", i.Path, "error", err)
+			continue
+		}
+		out = append(out, gdbserver.Library{Path: path, Sections: slices.Repeat([]uint64{i.Slide}, len(sections))})
+	}
+	return out
+}
+
+// modules are a kernel's, from their files where they are at hand, else from memory.
+func (f *Files) modules(m *machine.Machine, k *linux.Kernel) []gdbserver.Library {
 	k.Forget() // modules come and go
 	modules, problems, err := k.Modules()
 	for _, p := range problems {
@@ -261,7 +314,7 @@ func (f *Files) Libraries(pid int) []gdbserver.Library {
 	}
 	var out []gdbserver.Library
 	// Files that are made here have their call frames in them.
-	if !f.isMade(f.ExecFile(pid)) || slices.ContainsFunc(found, func(path string) bool { return path != "" }) {
+	if !f.isMade(f.ExecFile(f.session.Number(m))) || slices.ContainsFunc(found, func(path string) bool { return path != "" }) {
 		out = f.frames(out, m, k, modules)
 	}
 	made := kernelfile.NewModules(k)
