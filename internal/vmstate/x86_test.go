@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"nestdbg/internal/arch"
+	"nestdbg/internal/mem"
 	"nestdbg/internal/vmstate/vmstatetest"
 )
 
@@ -233,10 +234,13 @@ func TestNested(t *testing.T) {
 			sub("cpu/kvm_nested_state/vmx/shadow_vmcs12", shadow)},
 			&Nested{Kind: NestedVMX, Flags: 0x101, VMXON: 0x1000, VMCS12: 0x2000, Page: page, Shadow: shadow}, ""},
 		"VMX without a VMCS": {[][]byte{head(0, 0), vmx}, &Nested{Kind: NestedVMX, Flags: 0x100, VMXON: 0x1000, VMCS12: 0x2000}, ""},
-		"SVM in use":         {[][]byte{head(1, 1), svm}, &Nested{Kind: NestedSVM, Flags: 0x101, VMCB: 0x3000, Page: page}, ""},
-		"SVM, not in use":    {[][]byte{head(0, 1)}, &Nested{Kind: NestedSVM, Flags: 0x100}, ""},
-		"mixed":              {[][]byte{head(1, 1), vmx}, nil, "another kind"},
-		"unknown format":     {[][]byte{head(1, 9)}, nil, "format 9"},
+		"VMX with no current VMCS": {[][]byte{head(0, 0), sub("cpu/kvm_nested_state/vmx",
+			[]byte{0, 0, 0, 0, 0, 0, 0x10, 0, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0})},
+			&Nested{Kind: NestedVMX, Flags: 0x100, VMXON: 0x1000, VMCS12: ^mem.Phys(0)}, ""},
+		"SVM in use":      {[][]byte{head(1, 1), svm}, &Nested{Kind: NestedSVM, Flags: 0x101, VMCB: 0x3000, Page: page}, ""},
+		"SVM, not in use": {[][]byte{head(0, 1)}, &Nested{Kind: NestedSVM, Flags: 0x100}, ""},
+		"mixed":           {[][]byte{head(1, 1), vmx}, nil, "another kind"},
+		"unknown format":  {[][]byte{head(1, 9)}, nil, "format 9"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := vmstatetest.NewDevices().Section("cpu", 0, 12, vmstatetest.CPU(map[string]uint64{"hflags": 1 << 21}, c.subs...)).Bytes()
@@ -250,6 +254,13 @@ func TestNested(t *testing.T) {
 				got.VMCS12 != want.VMCS12 || got.VMCB != want.VMCB ||
 				!bytes.Equal(got.Page, want.Page) || !bytes.Equal(got.Shadow, want.Shadow) {
 				t.Errorf("nested state %+v", got)
+			}
+			// The VMCS that is current goes with the CPU, with what KVM has of it.
+			at, ok := s.CPUs[0].Get("vmcs")
+			block := s.CPUs[0].ControlBlock()
+			active := want.Kind == NestedVMX && want.Page != nil
+			if ok != active || active && at != uint64(want.VMCS12) || (block != nil) != active || active && !bytes.Equal(block, page) {
+				t.Errorf("VMCS at %#x (%v), %d bytes of it", at, ok, len(block))
 			}
 		})
 	}

@@ -10,7 +10,7 @@ import (
 
 // Guest is a machine inside L1.
 type Guest struct {
-	// NPT are its nested page tables, in RAM.
+	// NPT are its nested page tables, in RAM; of an EPTGuest, EPT.
 	NPT *pagingtest.Builder
 	// Memory is its physical memory; what is touched is mapped.
 	Memory *pagingtest.Guest
@@ -27,8 +27,10 @@ type VCPU struct {
 }
 
 // Guest adds a guest without CPUs.
-func (w *World) Guest() *Guest {
-	g := &Guest{world: w, NPT: pagingtest.New(paging.NPTFourLevel.Name, w.RAM, w.frames)}
+func (w *World) Guest() *Guest { return w.guest(paging.NPTFourLevel) }
+
+func (w *World) guest(second *paging.Format) *Guest {
+	g := &Guest{world: w, NPT: pagingtest.New(second.Name, w.RAM, w.frames)}
 	g.Memory = g.NPT.Guest()
 	own := pagingtest.NewFrames(mem.Range{First: 0x10000, Last: 0x2ffff}, 0)
 	g.Tables = pagingtest.New(paging.X86FourLevel.Name, g.Memory, own)
