@@ -164,7 +164,7 @@ a symbol; "$pc" and other registers of the chosen CPU work too.`,
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	f := c.PersistentFlags()
 	f.StringVarP(&a.targetSpec, "target", "t", "", "QEMU's PID or QMP socket (default: the only QEMU of this user), or a file: "+
-		"an ELF or kdump-compressed dump, a QEMU's memory")
+		"an ELF or kdump-compressed dump, a migration in a file, a QEMU's memory")
 	f.StringVar(&a.layout, "layout", "", "where a memory file's bytes lie, if they do not say: q35, pc, microvm, flat; with ,below4g=SIZE")
 	f.StringVarP(&a.machine, "machine", "m", "", "machine: l1, vm0, vm1, ... (default: the only nested machine)")
 	f.BoolVar(&a.json, "json", false, "answer in JSON")

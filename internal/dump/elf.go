@@ -15,7 +15,7 @@ import (
 // Present on are not in the file.
 type Segment struct {
 	Range   mem.Range // physical
-	Offset  uint64    // of Range.First in the file
+	Offset  uint64    // of Range.First in the file; 0 if nothing is Present
 	Present uint64    // bytes
 }
 
@@ -167,6 +167,9 @@ func (e *ELF) separate() {
 				cut := last + 1 - s.Range.First
 				s.Range.First, s.Offset, s.Present = last+1, s.Offset+cut, s.Present-min(cut, s.Present)
 			}
+		}
+		if s.Present == 0 {
+			s.Offset = 0 // it may be anywhere
 		}
 		e.Segments = append(e.Segments, s)
 	}

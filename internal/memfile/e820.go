@@ -32,25 +32,32 @@ const e820Before = 9
 // MiB; Linux has copies. Holes of the file are not touched.
 func (f *File) findE820() (*Layout, uint64, bool) {
 	for _, r := range f.populated(mem.Segment{Data: f.data}, 0) {
-		for at := r.First; ; {
-			i := bytes.Index(f.data[at:r.Last+1], e820Begin)
-			if i < 0 {
-				break
-			}
-			if start := int(at) + i - e820Before; start >= 0 {
-				if l, ok := f.e820At(f.data[start:min(start+e820Entry*e820Most, len(f.data))]); ok {
-					return l, uint64(start), true
-				}
-			}
-			at += uint64(i) + 1
+		if l, at, ok := searchE820(f.data, r, f.size); ok {
+			return l, at, true
 		}
 	}
 	return nil, 0, false
 }
 
+// searchE820 finds a map that begins in a range of data and adds up to this size.
+func searchE820(data []byte, r mem.Range, size uint64) (*Layout, uint64, bool) {
+	for at := r.First; ; {
+		i := bytes.Index(data[at:r.Last+1], e820Begin)
+		if i < 0 {
+			return nil, 0, false
+		}
+		if start := int(at) + i - e820Before; start >= 0 {
+			if l, ok := e820At(data[start:min(start+e820Entry*e820Most, len(data))], size); ok {
+				return l, uint64(start), true
+			}
+		}
+		at += uint64(i) + 1
+	}
+}
+
 // e820At reads the map that begins b. It ends where an entry is none, or not behind
 // the one before.
-func (f *File) e820At(b []byte) (*Layout, bool) {
+func e820At(b []byte, file uint64) (*Layout, bool) {
 	var below, above, base, end uint64
 	for ; len(b) >= e820Entry; b = b[e820Entry:] {
 		addr, size, kind := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint32(b[16:])
@@ -70,7 +77,7 @@ func (f *File) e820At(b []byte) (*Layout, bool) {
 	}
 	// The firmware keeps some of the end of low memory for its tables.
 	const kept = 16 << 20
-	low := f.size - min(above, f.size)
+	low := file - min(above, file)
 	if above == 0 || low < below || low-below > kept || low > fourGiB {
 		return nil, false
 	}

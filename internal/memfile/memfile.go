@@ -1,6 +1,6 @@
 // Package memfile opens files that hold the memory of a machine that is no more, and
-// makes physical memory of them: ELF and kdump-compressed dumps, and the bare memory
-// of a QEMU. What a file is, its content tells. Files are mapped, never read as a
+// makes physical memory of them: ELF and kdump-compressed dumps, the streams of QEMU's
+// migration, and its bare memory. What a file is, its content tells. Files are mapped, never read as a
 // whole.
 package memfile
 
@@ -15,6 +15,7 @@ import (
 	"nestdbg/internal/arch"
 	"nestdbg/internal/dump"
 	"nestdbg/internal/mem"
+	"nestdbg/internal/vmstate"
 )
 
 // ErrForeign is the class of files that are no memory of a machine, and
@@ -31,8 +32,10 @@ type File struct {
 	Path string
 	Kind string // in words
 	Arch *arch.Arch
-	// CPUs are the registers that are in the file, one of all CPUs each.
-	CPUs []*arch.Registers
+	// CPUs are the registers that are in the file, one of all CPUs each. DeviceState
+	// says that they are all that QEMU knows of them, and not notes of a dump.
+	CPUs        []*arch.Registers
+	DeviceState bool
 	// Problems is what was not as it should be, or is a guess.
 	Problems []string
 
@@ -88,6 +91,8 @@ func Open(path string, opt Options) (_ *File, err error) {
 		return f, f.openELF()
 	case dump.IsFlat(head), dump.IsKdump(head):
 		return f, f.openKdump()
+	case vmstate.IsStream(head):
+		return f, f.openMigration(opt.Layout)
 	default:
 		return f, f.openRaw(opt.Layout)
 	}

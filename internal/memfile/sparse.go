@@ -14,11 +14,16 @@ const maxExtents = 1 << 20
 // PopulatedRanges are the ranges of physical memory whose bytes are stored: the rest
 // reads as zero and need not be searched.
 func (f *File) PopulatedRanges() []mem.Range {
-	image, ok := f.memory.(*mem.Image)
-	if !ok {
+	var out []mem.Range
+	var image *mem.Image
+	switch m := f.memory.(type) {
+	case *mem.Image:
+		image = m
+	case *streamed:
+		return m.ranges(m.block.Populated())
+	default:
 		return f.PhysRanges()
 	}
-	var out []mem.Range
 	for _, s := range image.Segments() {
 		out = append(out, f.populated(s, len(out))...)
 	}

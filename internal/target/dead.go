@@ -53,7 +53,12 @@ func (d *Dead) CPUs(context.Context) ([]*arch.Registers, error) {
 }
 
 // CPUSource implements session.Sourcer.
-func (d *Dead) CPUSource() string { return "notes of the " + d.file.Kind }
+func (d *Dead) CPUSource() string {
+	if d.file.DeviceState {
+		return "device state"
+	}
+	return "notes of the " + d.file.Kind
+}
 
 // Describe implements Target.
 func (d *Dead) Describe() Description {

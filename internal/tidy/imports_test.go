@@ -40,8 +40,8 @@ var allowed = map[string]string{
 	"symfile":   "mem arch orc btf",
 	"debugfile": "",
 	"snapshot":  "mem golang.org/x/sys/unix",
-	// The bytes of what dump understands: mapped, or read page by page.
-	"memfile": "mem arch dump golang.org/x/sys/unix",
+	// The bytes of what dump and vmstate understand: mapped, or read page by page.
+	"memfile": "mem arch dump vmstate golang.org/x/sys/unix",
 
 	"gdbserver": "mem arch rsp",
 	"qemu":      "mem arch rsp qmp vmstate golang.org/x/sys/unix",

@@ -43,7 +43,7 @@ func withoutPages(t *testing.T, b []byte) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ram, rest, err := ramSections(b, c)
+	ram, rest, err := ramSections(b, c, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,9 @@
 package vmstate
 
-import "fmt"
+import (
+	"encoding/binary"
+	"fmt"
+)
 
 // Bytes that introduce a record of the stream (QEMU 7.2 migration/savevm.h:
 // QEMU_VM_*). Sections have theirs in Kind.
@@ -23,8 +26,14 @@ const (
 type configuration struct {
 	machine      string
 	ignoreShared bool // capability x-ignore-shared: shared RAM is listed, not sent
+	mappedRAM    bool // capability mapped-ram: each page has its place in the file
 	pageBits     uint // log2 of the size of a RAM page
 	next         int  // offset of the first section
+}
+
+// IsStream reports whether a file that begins like this is a stream of QEMU's.
+func IsStream(head []byte) bool {
+	return len(head) >= 4 && binary.BigEndian.Uint32(head) == streamMagic
 }
 
 // parseHeader reads the beginning of a stream up to its first section:
@@ -38,9 +47,9 @@ func parseHeader(b []byte) (c configuration, err error) {
 	magic, version := r.u32(), r.u32()
 	switch {
 	case r.short || magic != streamMagic:
-		return c, fmt.Errorf("%w: no stream of QEMU, it begins with % x", ErrCorrupt, b[:min(4, len(b))])
+		return c, fmt.Errorf("%w: at offset 0x0: no stream of QEMU, it begins with % x", ErrCorrupt, b[:min(4, len(b))])
 	case version != streamVersion:
-		return c, fmt.Errorf("%w: stream version %d, known is %d", ErrUnsupported, version, streamVersion)
+		return c, fmt.Errorf("%w: at offset 0x4: stream version %d, known is %d", ErrUnsupported, version, streamVersion)
 	case len(b) == headerSize:
 		return c, fmt.Errorf("%w: ends at offset %#x, behind its header", ErrCorrupt, headerSize)
 	case b[headerSize] != recordConfiguration:
@@ -55,7 +64,7 @@ func parseHeader(b []byte) (c configuration, err error) {
 	c.machine = string(b[r.at : r.at+int(size)])
 	r.at += int(size)
 	if c.machine == "" || !printable(c.machine) {
-		return c, fmt.Errorf("%w: machine type %.40q", ErrCorrupt, c.machine)
+		return c, fmt.Errorf("%w: machine type %.40q at offset %#x", ErrCorrupt, c.machine, r.at-int(size))
 	}
 	for r.at < len(b) && b[r.at] == recordSubsection {
 		if err := c.subsection(&r); err != nil {
@@ -77,14 +86,17 @@ func (c *configuration) subsection(r *reader) error {
 	case "configuration/target-page-bits":
 		c.pageBits = uint(r.u32())
 		if !r.short && (c.pageBits < 10 || c.pageBits > 16) {
-			return fmt.Errorf("%w: RAM pages of 2^%d bytes", ErrUnsupported, c.pageBits)
+			return fmt.Errorf("%w: RAM pages of 2^%d bytes at offset %#x", ErrUnsupported, c.pageBits, at)
 		}
 	case "configuration/uuid":
 		r.bytes(16)
 	case "configuration/capabilities":
 		for n := r.u32(); n > 0 && !r.short; n-- {
-			if r.counted() == "x-ignore-shared" {
+			switch r.counted() {
+			case "x-ignore-shared":
 				c.ignoreShared = true
+			case "mapped-ram":
+				c.mappedRAM = true
 			}
 		}
 	default:

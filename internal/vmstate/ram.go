@@ -24,7 +24,9 @@ const (
 // Start, any number of Part, End of "ram". Their payload has a known form, so
 // their ends are certain; nothing in RAM can be mistaken for the end of one.
 // rest is the offset of what follows.
-func ramSections(b []byte, c configuration) (sections []Section, rest int, err error) {
+//
+// index, if not nil, is told where each page is, as far as the stream goes.
+func ramSections(b []byte, c configuration, index *RAM) (sections []Section, rest int, err error) {
 	var ram header
 	p := c.next
 	for len(sections) < ramMaxSection {
@@ -44,7 +46,7 @@ func ramSections(b []byte, c configuration) (sections []Section, rest int, err e
 		default:
 			h.name, h.instance, h.version = ram.name, ram.instance, ram.version
 		}
-		end, err := ramPayload(b, h.payload, c)
+		end, err := ramPayload(b, h.payload, c, index)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -59,7 +61,7 @@ func ramSections(b []byte, c configuration) (sections []Section, rest int, err e
 
 // ramPayload passes over the records from p on and returns the offset behind
 // the one that ends the section.
-func ramPayload(b []byte, p int, c configuration) (int, error) {
+func ramPayload(b []byte, p int, c configuration, index *RAM) (int, error) {
 	r := reader{b: b, at: p}
 	for {
 		at := r.at
@@ -74,15 +76,24 @@ func ramPayload(b []byte, p int, c configuration) (int, error) {
 		case ramMultifd:
 			continue
 		case ramSize:
-			ramBlocks(&r, record&^ramFlags, c)
+			if err := ramBlocks(&r, record&^ramFlags, c, index); err != nil {
+				return 0, err
+			}
 		case ramZero, ramPage:
 			if flags&ramContinue == 0 {
-				r.counted()
+				index.enter(r.counted())
 			}
+			ref := pageRef(r.at)
 			if flags&ramZero != 0 {
-				r.u8()
+				ref = filled(r.u8())
 			} else {
 				r.bytes(1 << c.pageBits)
+			}
+			if r.short {
+				continue // and end there
+			}
+			if err := index.put(record&^ramFlags, ref); err != nil {
+				return 0, fmt.Errorf("RAM record at offset %#x: %w", at, err)
 			}
 		default:
 			return 0, fmt.Errorf("%w: RAM record %#x at offset %#x", ErrUnsupported, record, at)
@@ -90,18 +101,30 @@ func ramPayload(b []byte, p int, c configuration) (int, error) {
 	}
 }
 
-// ramBlocks passes over the list of RAM blocks whose lengths add up to total:
-// name, be64 length, and be64 address if shared blocks are not sent. The list
-// ends with the total or with the stream.
-func ramBlocks(r *reader, total uint64, c configuration) {
+// ramBlocks reads the list of RAM blocks whose lengths add up to total: name, be64
+// length, be64 address if shared blocks are not sent, and where pages have places of
+// their own, what says so. The list ends with the total or with the stream.
+func ramBlocks(r *reader, total uint64, c configuration, index *RAM) error {
 	for total > 0 && !r.short {
-		r.counted()
+		name := r.counted()
 		size := r.u64()
 		if c.ignoreShared {
 			r.u64()
 		}
+		if r.short {
+			break
+		}
 		total -= min(size, total)
+		if err := index.add(name, size, c); err != nil {
+			return fmt.Errorf("RAM block at offset %#x: %w", r.at, err)
+		}
+		if c.mappedRAM {
+			if err := mappedBlock(r, size, index); err != nil {
+				return err
+			}
+		}
 	}
+	return nil
 }
 
 const footerSize = 5

@@ -47,6 +47,8 @@ type State struct {
 	// it: xen-save-devices-state always writes "running" (QEMU 7.2
 	// migration/savevm.c:qmp_xen_save_devices_state), so there it is "".
 	RunState string
+	// RAM says where the pages of RAM are; nil but for ParseMigration.
+	RAM *RAM
 	// Problems are the parts that could not be decoded, in words.
 	Problems []string
 }
@@ -117,21 +119,46 @@ var decoders = map[string]func(*State, *arch.Arch) error{
 // cannot be told apart with certainty is ErrCorrupt; a CPU that cannot be
 // decoded is an entry in Problems, unless none can be.
 func Parse(b []byte, a *arch.Arch) (*State, error) {
-	decode := decoders[a.Name]
-	if decode == nil {
+	if decoders[a.Name] == nil {
 		return nil, fmt.Errorf("%w: no decoder for CPUs of %s", ErrUnsupported, a.Name)
 	}
 	s, err := parseSections(b)
 	if err != nil {
 		return nil, err
 	}
-	if err := decode(s, a); err != nil {
+	if err := s.decode(a); err != nil {
 		return nil, err
 	}
-	if s.MachineType != "" {
-		s.RunState = runState(s)
+	return s, nil
+}
+
+// ParseMigration decodes a stream of migrate as it is in a file, with the places of
+// the pages of RAM. What is cut short or damaged behind pages of RAM is in Problems,
+// and then there may be no CPU.
+func ParseMigration(b []byte, a *arch.Arch) (*State, error) {
+	if decoders[a.Name] == nil {
+		return nil, fmt.Errorf("%w: no decoder for CPUs of %s", ErrUnsupported, a.Name)
+	}
+	c, err := parseHeader(b)
+	if err != nil {
+		return nil, err
+	}
+	s := newState(c)
+	s.RAM = &RAM{data: b, PageSize: 1 << c.pageBits, limit: max(minPages, uint64(len(b))/minPage)}
+	if err = s.readSections(b, c, s.RAM); err == nil {
+		err = s.decode(a)
+	}
+	switch {
+	case err != nil && !s.RAM.any():
+		return nil, err
+	case err != nil:
+		s.problem("not all of the stream is understood: %v", err)
 	}
 	return s, nil
+}
+
+func newState(c configuration) *State {
+	return &State{MachineType: c.machine, Interrupts: map[int]uint32{}, Nested: map[int]*Nested{}}
 }
 
 // parseSections reads everything that does not depend on the architecture.
@@ -140,18 +167,36 @@ func parseSections(b []byte) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	ram, rest, err := ramSections(b, c)
-	if err != nil {
+	s := newState(c)
+	if err := s.readSections(b, c, nil); err != nil {
 		return nil, err
+	}
+	return s, nil
+}
+
+// readSections reads what follows the header.
+func (s *State) readSections(b []byte, c configuration, index *RAM) error {
+	ram, rest, err := ramSections(b, c, index)
+	if err != nil {
+		return err
 	}
 	devices, err := split(b, rest)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &State{
-		MachineType: c.machine, Sections: append(ram, devices...),
-		Interrupts: map[int]uint32{}, Nested: map[int]*Nested{},
-	}, nil
+	s.Sections = append(ram, devices...)
+	return nil
+}
+
+// decode makes registers of the sections.
+func (s *State) decode(a *arch.Arch) error {
+	if err := decoders[a.Name](s, a); err != nil {
+		return err
+	}
+	if s.MachineType != "" {
+		s.RunState = runState(s)
+	}
+	return nil
 }
 
 // section returns the whole section with this name and instance, or nil.
