@@ -19,7 +19,7 @@ import (
 func (a *app) inspectCommands() []*cobra.Command {
 	return append(a.kernelCommands(),
 		a.statusCommand(), a.regsCommand(), a.examineCommand(), a.vtopCommand(), a.mapsCommand(), a.writeCommand(),
-		a.vmcsCommand(), a.findCommand(),
+		a.vmcsCommand(), a.findCommand(), a.auditCommand(),
 	)
 }
 
