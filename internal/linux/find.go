@@ -339,6 +339,12 @@ func (k *Kernel) problem(format string, args ...any) {
 	k.Problems = append(k.Problems, fmt.Sprintf(format, args...))
 }
 
+// entersGuest reports whether a CPU is in the code that enters guests.
+func (k *Kernel) entersGuest(cpu *arch.Registers) bool {
+	pc, ok := cpu.PC()
+	return ok && k.InGuestEntry(mem.Virt(pc))
+}
+
 // checkTextRegs compares with registers that point into the kernel's text. One CPU
 // may hold another value without harm: a hypervisor loads its guest's around an
 // entry (Linux 6.1 arch/x86/kvm/svm/vmenter.S:__svm_vcpu_run), on VMX until it
@@ -356,6 +362,7 @@ func (k *Kernel) checkTextRegs(cpus []*arch.Registers) {
 			case !ok || v == 0: // not known, or not set up yet
 			case k.image.contains(v):
 				inside++
+			case k.entersGuest(cpu):
 			default:
 				outside = append(outside, fmt.Sprintf("%s of cpu %d is %#x, outside the image", name, i, v))
 			}

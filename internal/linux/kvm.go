@@ -74,6 +74,8 @@ type ControlBlock struct {
 	// Inner is the control block that the guest's CPU has entered, in the guest's
 	// physical memory; 0 if it is in no guest of its own.
 	Inner mem.Phys
+	// LastInner is the last one that it entered, 0 if that is not known.
+	LastInner mem.Phys
 	// Pending says that nothing was executed since that entry: what Inner holds is
 	// newer than what Merged does.
 	Pending bool
@@ -95,13 +97,15 @@ type kvmFlavour struct {
 	merged  string // pointer to the block for guests of the guest
 	inner   string // address of the guest's own block for its guest, while that runs
 	pending string // whether it is yet to run
+	last    string // the last that inner was
 }
 
 // Linux 6.1 arch/x86/kvm/svm/svm.h and vmx/vmx.h. Before 5.13 a vcpu_svm had one VMCB.
 var (
 	kvmSVM = kvmFlavour{module: "kvm_amd", vcpu: "vcpu_svm", kind: "vmcb",
 		own: []string{"vmcb01.ptr", "vmcb"}, ownPA: []string{"vmcb01.pa", "vmcb_pa"}, inUse: "vmcb",
-		merged: "nested.vmcb02.ptr", inner: "nested.vmcb12_gpa", pending: "nested.nested_run_pending"}
+		merged: "nested.vmcb02.ptr", inner: "nested.vmcb12_gpa", pending: "nested.nested_run_pending",
+		last: "nested.last_vmcb12_gpa"}
 	kvmVMX = kvmFlavour{module: "kvm_intel", vcpu: "vcpu_vmx", kind: "vmcs",
 		own: []string{"vmcs01.vmcs"}, inUse: "loaded_vmcs", via: "loaded_vmcs", member: "vmcs"}
 )
@@ -348,6 +352,7 @@ func (r *kvmReader) readVCPU(addr mem.Virt) (VCPU, error) {
 	if v.Control, v.Again, err = r.control(addr); err != nil {
 		r.problem(fmt.Sprintf("control block of vCPU %#x", addr), err)
 	}
+	r.keep(&v)
 	return v, nil
 }
 

@@ -31,8 +31,8 @@ func (c *ControlReader) Read() (ControlBlock, error) { return c.flavour.read(c.s
 
 // nestedShape is where a flavour keeps the guest of a guest.
 type nestedShape struct {
-	merged, inner, pending          Field
-	hasMerged, hasInner, hasPending bool
+	merged, inner, pending, last             Field
+	hasMerged, hasInner, hasPending, hasLast bool
 }
 
 func newNestedShape(s *shape, f *kvmFlavour) nestedShape {
@@ -41,6 +41,7 @@ func newNestedShape(s *shape, f *kvmFlavour) nestedShape {
 		n.merged, n.hasMerged = s.want(f.merged)
 		n.inner, n.hasInner = s.want(f.inner)
 		n.pending, n.hasPending = s.want(f.pending)
+		n.last, n.hasLast = s.want(f.last)
 	}
 	return n
 }
@@ -53,6 +54,11 @@ func (n *nestedShape) read(space AddressSpace, rec *record, c *ControlBlock) err
 	var err error
 	if c.Merged, err = blockAt(space, rec.uint(n.merged)); err != nil {
 		return fmt.Errorf("merged %s: %w", c.Kind, err)
+	}
+	if n.hasLast {
+		if at := rec.uint(n.last); at%pageSize == 0 {
+			c.LastInner = mem.Phys(at)
+		}
 	}
 	if c.Current != c.Merged || !n.hasInner {
 		return nil

@@ -90,6 +90,13 @@ type CPU struct {
 	// Control is the VMCB or VMCS in the parent's physical memory, if the CPU
 	// belongs to a nested machine.
 	Control mem.Phys
+	// Executed is the control block in the memory of QEMU's own machine with which
+	// hardware runs this CPU, if it is another than Control: of a guest of a guest, and
+	// of a CPU that is in a guest, the hypervisors below merge several. 0 otherwise.
+	Executed mem.Phys
+	// Merged is where the parent's hypervisor merges Control with the control block of
+	// a guest of this CPU, in the parent's physical memory; 0 if there is no such place.
+	Merged mem.Phys
 	// EntryPC is the address behind the instruction with which this CPU last
 	// entered a guest of its own, 0 if that is not known.
 	EntryPC uint64

@@ -32,13 +32,7 @@ func (m *Machine) Modes() []*arch.Registers {
 		}
 	}
 	for _, c := range m.CPUs {
-		mode := arch.NewRegisters(m.Arch)
-		for _, name := range modeRegs[m.Arch.Name] {
-			if v, ok := c.Regs.Get(name); ok {
-				mode.Set(name, v)
-			}
-		}
-		add(mode)
+		add(ModeOf(c.Regs))
 	}
 	for _, values := range kernelModes[m.Arch.Name] {
 		mode := arch.NewRegisters(m.Arch)
@@ -48,6 +42,17 @@ func (m *Machine) Modes() []*arch.Registers {
 		add(mode)
 	}
 	return out
+}
+
+// ModeOf is what registers say of paging, and nothing else.
+func ModeOf(r *arch.Registers) *arch.Registers {
+	mode := arch.NewRegisters(r.Arch())
+	for _, name := range modeRegs[r.Arch().Name] {
+		if v, ok := r.Get(name); ok {
+			mode.Set(name, v)
+		}
+	}
+	return mode
 }
 
 // modeRegs are what stage1 asks for, the root first.

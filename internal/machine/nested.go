@@ -217,6 +217,22 @@ func (t *Tower) Children(m *Machine) []*Machine {
 	return out
 }
 
+// Guest returns the deepest guest that a hosting CPU is in: the one whose instructions
+// are executed, or will be when the CPU is entered again. Nil if it was not found.
+func (t *Tower) Guest(c *CPU) (*Machine, *CPU) {
+	if c.On >= 0 {
+		return t.At(c.On)
+	}
+	for i := len(t.Machines) - 1; i >= 0; i-- {
+		for _, g := range t.Machines[i].CPUs {
+			if g != c && g.State == Parked && g.Executed != 0 && g.Executed == c.Executed {
+				return t.Machines[i], g
+			}
+		}
+	}
+	return nil, nil
+}
+
 // At returns the machine and CPU whose instructions QEMU's CPU number on
 // executes now: the deepest layer it is in.
 func (t *Tower) At(on int) (*Machine, *CPU) {

@@ -33,12 +33,13 @@ func NewDeliveries(root *machine.Machine, cpus []*arch.Registers, t *machine.Tow
 		}
 		for _, m := range t.Machines {
 			for _, c := range m.CPUs {
-				if m.Parent == root && c.Control != 0 {
-					d.blocks[c.Control] = tech
+				if m.Parent == root {
+					d.blocks[c.Control], d.blocks[c.Merged], d.blocks[c.Executed] = tech, tech, tech
 				}
 			}
 		}
 	}
+	delete(d.blocks, 0)
 	return d
 }
 
@@ -52,7 +53,7 @@ func ListedDeliveries(root *machine.Machine, k *linux.Kernel) (*Deliveries, erro
 	for _, tech := range technologies[root.Arch.Name] {
 		for _, vm := range vms {
 			for _, v := range vm.VCPUs {
-				d.blocks[v.Control.Phys], d.blocks[v.Control.Current] = tech, tech
+				d.blocks[v.Control.Phys], d.blocks[v.Control.Current], d.blocks[v.Control.Merged] = tech, tech, tech
 			}
 		}
 	}

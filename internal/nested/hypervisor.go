@@ -40,17 +40,19 @@ func byHypervisor(m *machine.Machine, found map[mem.Phys]*candidate, opt Options
 			roads[uint64(vm.Addr)] = road
 		}
 		for _, v := range vm.VCPUs {
-			listedCPU(m, k, found, vm, v)
+			if err := listedCPU(m, k, found, vm, v); err != nil {
+				problem("vCPU %d of struct kvm at %#x: %v", v.ID, vm.Addr, err)
+			}
 		}
 	}
 	return true, roads
 }
 
 // listedCPU marks or adds the control block that a vCPU of the list runs on.
-func listedCPU(m *machine.Machine, k *linux.Kernel, found map[mem.Phys]*candidate, vm linux.VM, v linux.VCPU) {
+func listedCPU(m *machine.Machine, k *linux.Kernel, found map[mem.Phys]*candidate, vm linux.VM, v linux.VCPU) error {
 	at := v.Control.Phys
 	if at == 0 {
-		return
+		return nil
 	}
 	c := found[at]
 	for _, tech := range technologies[m.Arch.Name] {
@@ -59,12 +61,29 @@ func listedCPU(m *machine.Machine, k *linux.Kernel, found map[mem.Phys]*candidat
 		}
 	}
 	if c == nil {
-		return // created, never run
+		return nil // created, never run
 	}
 	found[at] = c
 	c.vm, c.index, c.fromList = uint64(vm.Addr), v.ID, true
 	c.evidence = append(c.evidence, fmt.Sprintf("vCPU %d of struct kvm at %#x, VMM %s (PID %d)", v.ID, vm.Addr, vm.Comm, vm.PID))
-	c.entered = v.Mode != linux.VCPUOutside && !slices.ContainsFunc(m.CPUs, func(c *machine.CPU) bool { return c.On >= 0 })
+	c.again = v.Again
+	run, err := deeper(m, found, c, v.Control)
+	if err != nil || c.between {
+		return err
+	}
+	if run != nil {
+		c = run // these are the registers that KVM has
+	}
+	keptBy(m, k, c, v)
+	return nil
+}
+
+// keptBy says where the registers of a vCPU are that are not in its control block.
+func keptBy(m *machine.Machine, k *linux.Kernel, c *candidate, v linux.VCPU) {
+	if c.live {
+		return
+	}
+	c.entered = v.Mode != linux.VCPUOutside && !withRegisters(m)
 	switch {
 	case v.Mode == linux.VCPUOutside:
 		c.fill = func(r *arch.Registers) { takeOver(r, v.Regs) }
@@ -80,13 +99,22 @@ func listedCPU(m *machine.Machine, k *linux.Kernel, found map[mem.Phys]*candidat
 	}
 }
 
+// withRegisters reports whether there are registers of what hardware executes: what
+// every control block that no CPU executes can be compared with.
+func withRegisters(m *machine.Machine) bool {
+	for m.Parent != nil {
+		m = m.Parent
+	}
+	return slices.ContainsFunc(m.CPUs, func(c *machine.CPU) bool { return c.On >= 0 })
+}
+
 // leaving reports whether a CPU of m is in the code that leaves a guest, where the
 // guest's registers are being moved from the CPU to memory. Which guest's that is is
 // not asked: it takes a few instructions only.
 func leaving(m *machine.Machine, k *linux.Kernel) bool {
 	for _, c := range m.CPUs {
 		pc, ok := c.Regs.PC()
-		if c.State == machine.Running && (!ok || pc > c.EntryPC && k.InGuestEntry(mem.Virt(pc))) {
+		if (c.State == machine.Running || c.State == machine.Parked) && (!ok || pc > c.EntryPC && k.InGuestEntry(mem.Virt(pc))) {
 			return true
 		}
 	}

@@ -29,14 +29,29 @@ func Entering(m *machine.Machine, c *machine.CPU) (mem.Phys, bool) {
 
 // Land says where the parked CPU c of the nested machine m will continue.
 func Land(m *machine.Machine, c *machine.CPU) (Landing, error) {
-	page, err := controlPage(m.Parent, c.Control)
+	host, at := ExecutedBy(m, c)
+	page, err := controlPage(host, at)
 	if err != nil {
 		return Landing{}, fmt.Errorf("control block of %s CPU %d: %w", m.Name, c.Index, err)
 	}
-	for _, tech := range technologies[m.Parent.Arch.Name] {
-		if _, ok := tech.parse(m.Parent, page); ok {
+	for _, tech := range technologies[host.Arch.Name] {
+		if _, ok := tech.parse(host, page); ok {
 			return tech.land(m, c, page)
 		}
 	}
-	return Landing{}, fmt.Errorf("control block of %s CPU %d at %#x is not valid any more", m.Name, c.Index, c.Control)
+	return Landing{}, fmt.Errorf("control block of %s CPU %d at %#x is not valid any more", m.Name, c.Index, at)
+}
+
+// ExecutedBy is the control block with which hardware runs the CPU c of the nested
+// machine m, and QEMU's own machine, in whose memory that is. 0 if it is not known: of
+// a guest of a guest that its hypervisor has not entered there is none.
+func ExecutedBy(m *machine.Machine, c *machine.CPU) (*machine.Machine, mem.Phys) {
+	if c.Executed == 0 && m.Parent.Parent == nil {
+		return m.Parent, c.Control
+	}
+	host := m.Parent
+	for host.Parent != nil {
+		host = host.Parent
+	}
+	return host, c.Executed
 }

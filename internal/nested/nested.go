@@ -29,7 +29,8 @@ type Options struct {
 	// Hints are what the person says is there.
 	Hints []Hint
 
-	sweeps *sweeps // of the search under way
+	sweeps *sweeps                      // of the search under way
+	inners map[*machine.CPU]*innerGuest // that the machine's CPUs are in, where they are no hardware
 }
 
 // technology is one hardware interface for nested machines (SVM, VMX).
@@ -101,7 +102,9 @@ type identity struct {
 	id           uint64           // hypervisor's object, 0 if not understood
 	controls     map[mem.Phys]int // the CPUs' control blocks, with the hypervisor's numbers or -1
 	road         *roadFacts       // the second road to its memory, nil if not known
-	seen         bool             // in the search under way
+	// again reads what the hypervisor has of the CPU of a control block.
+	again map[mem.Phys]*linux.ControlReader
+	seen  bool // in the search under way
 }
 
 // candidate is a control block on its way to being a CPU of a machine.
@@ -123,6 +126,13 @@ type candidate struct {
 	given    bool   // the person says that it is one
 	score    int    // see judge
 	stale    string // why it is not of a guest that is there, or ""
+
+	live     bool                 // block's registers are of a CPU that is in it, of hardware or not
+	executed mem.Phys             // see machine.CPU
+	merged   mem.Phys             // see machine.CPU
+	inner    *innerGuest          // the guest that the CPU itself is in, or nil
+	between  bool                 // it is being taken there or back
+	again    *linux.ControlReader // or nil
 }
 
 // Build makes the tower above root, whose CPUs hold the device state: the
@@ -152,11 +162,14 @@ func (f *Finder) children(t *machine.Tower, m *machine.Machine, opt Options) {
 	}
 	settle(m, opt, problem)
 	for _, tech := range technologies[m.Arch.Name] {
-		executing(m, tech, found, problem)
+		executing(m, tech, found, opt.inners, problem)
 		f.remembered(m, tech, found)
 	}
 	f.recall(m, found)
 	listed, roads := byHypervisor(m, found, opt, problem)
+	if !listed {
+		f.deeperAgain(m, found, problem)
+	}
 	if opt.Scan && !listed {
 		for _, tech := range technologies[m.Arch.Name] {
 			scan(m, tech, found, opt, problem)
@@ -175,13 +188,14 @@ func (f *Finder) children(t *machine.Tower, m *machine.Machine, opt Options) {
 	for _, g := range groups {
 		child := f.machine(m, g, roads)
 		t.Machines = append(t.Machines, child)
-		f.children(t, child, Options{Kernel: opt.Kernel, Hints: opt.Hints})
+		f.children(t, child, Options{Kernel: opt.Kernel, Hints: opt.Hints, inners: enterInner(child, g, problem)})
 	}
 }
 
 // executing adds the control blocks that m's CPUs run a guest on now, and
-// those they used last.
-func executing(m *machine.Machine, tech technology, found map[mem.Phys]*candidate, problem func(string, ...any)) {
+// those they used last. inners are of CPUs whose own state is not where hardware has it.
+func executing(m *machine.Machine, tech technology, found map[mem.Phys]*candidate,
+	inners map[*machine.CPU]*innerGuest, problem func(string, ...any)) {
 	for _, c := range m.CPUs {
 		device := c.Regs
 		if at, ok := tech.executing(device); ok {
@@ -192,11 +206,14 @@ func executing(m *machine.Machine, tech technology, found map[mem.Phys]*candidat
 				found[at] = cand
 			}
 			host, source, err := tech.host(m, device)
+			if in := inners[c]; in != nil {
+				host, source, err = in.host, in.source, nil
+			}
 			if err != nil {
 				problem("CPU %d: its own state while its guest runs: %v", c.Index, err)
 				host, source = arch.NewRegisters(m.Arch), "not known"
 			}
-			c.State, c.Regs, c.Source = machine.Hosting, host, source
+			c.State, c.Regs, c.Source, c.Why = machine.Hosting, host, source, ""
 			c.EntryPC, _ = host.PC()
 			continue
 		}
@@ -229,10 +246,14 @@ func executingCandidate(m *machine.Machine, tech technology, c *machine.CPU, at 
 		}
 	}
 	regs.SetControlBlock(nil)
+	evidence := fmt.Sprintf("CPU %d executes it now", c.Index)
+	if c.On < 0 {
+		evidence = fmt.Sprintf("CPU %d is in it, and parked", c.Index)
+	}
 	return &candidate{
 		tech: tech, at: at, source: c.Source, on: c.On, halted: c.State == machine.Halted, index: -1,
-		block:    controlBlock{regs: regs, second: format, root: root},
-		evidence: []string{fmt.Sprintf("CPU %d executes it now", c.Index)},
+		block:    controlBlock{regs: regs, second: format, root: root, why: c.Why},
+		evidence: []string{evidence}, live: true, executed: c.Executed,
 	}, nil
 }
 
@@ -344,14 +365,21 @@ func (f *Finder) machine(parent *machine.Machine, g []*candidate, roads map[uint
 	return child
 }
 
+// newCPU makes a CPU of a candidate. One that is in a guest of its own has that guest's
+// registers; see enterInner.
 func newCPU(position int, c *candidate, s *machine.SecondStage) *machine.CPU {
+	if c.index >= 0 {
+		position = c.index
+	}
+	if c.inner != nil {
+		cpu := newCPU(position, c.inner.run, s)
+		cpu.Control, cpu.Executed, cpu.Merged = c.at, c.executed, c.merged
+		return cpu
+	}
 	cpu := &machine.CPU{
 		Index: position, On: c.on, Control: c.at, Second: s, Regs: c.block.regs, Why: c.block.why,
-		State:  machine.Parked,
+		Executed: c.executed, Merged: c.merged, State: machine.Parked,
 		Source: fmt.Sprintf("%s at %#x", c.tech.name(), c.at),
-	}
-	if c.index >= 0 {
-		cpu.Index = c.index
 	}
 	if c.isLost() {
 		cpu.State, cpu.Control, cpu.Source = machine.Lost, 0, "no control block is known, so no registers"
@@ -361,9 +389,14 @@ func newCPU(position int, c *candidate, s *machine.SecondStage) *machine.CPU {
 		if c.halted {
 			cpu.State = machine.Halted
 		}
+	} else if c.live {
+		cpu.Source = c.source
 	} else if c.fill != nil {
 		c.fill(cpu.Regs)
 		cpu.Source += " and the hypervisor's own copy"
+	} else if c.left != nil {
+		complete(cpu.Regs, c.left, arch.General)
+		cpu.Source += " and the CPU that has just left it"
 	}
 	if c.entered && c.on < 0 {
 		cpu.Why += ", and entered again: the registers are those of before"
@@ -394,11 +427,13 @@ func (f *Finder) identify(parent *machine.Machine, g []*candidate) *identity {
 		if parent.Parent != nil {
 			name = parent.Name + "." + name
 		}
-		id = &identity{name: name, parent: parent.Name, controls: make(map[mem.Phys]int)}
+		id = &identity{name: name, parent: parent.Name, controls: make(map[mem.Phys]int),
+			again: make(map[mem.Phys]*linux.ControlReader)}
 		f.known = append(f.known, id)
 	}
 	id.seen = true
 	id.id = cmp.Or(g[0].vm, id.id)
+	id.remember(g)
 	for _, c := range g {
 		id.controls[c.at] = c.index
 	}

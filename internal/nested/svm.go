@@ -108,6 +108,17 @@ func (svmTechnology) block(parent *machine.Machine, page []byte, a svm.Assessmen
 	}, nil
 }
 
+// split: KVM executes VMLOAD and VMSAVE on the guest's own VMCB alone (Linux 6.1
+// arch/x86/kvm/svm/vmenter.S, svm.c:svm_vcpu_run).
+func (svmTechnology) split(own, inner *arch.Registers) {
+	for _, name := range svm.LoadedRegisters() {
+		if v, ok := own.Get(name); ok && inner != nil {
+			inner.Set(name, v)
+		}
+		own.Forget(name)
+	}
+}
+
 // nptFormat is the format of the nested page tables that a hypervisor's VMRUN
 // uses: that of its own mode (AMD APM Vol. 2, "Nested Paging": the nested
 // table is walked in the host's paging mode).

@@ -80,7 +80,7 @@ func (t svmTechnology) enter(m *machine.Machine, cpu *arch.Registers, control, s
 	cpu.Set("vm_vmcb", uint64(control))
 	cpu.Set("nested_cr3", vmcb.NCR3())
 	cpu.Set("nested_pg_mode", mode)
-	if host != nil {
+	if host != nil && save != 0 {
 		cpu.Set("vm_hsave", uint64(save))
 	}
 	return nil

@@ -141,9 +141,9 @@ func newVCPU(t *machine.Tower, m *machine.Machine, c *machine.CPU, k *linux.Kern
 	if c.On >= 0 {
 		on := c.On
 		v.CPU = &on
-		if in, _ := t.At(on); in != nil {
-			v.In = in.Name
-		}
+	}
+	if in, _ := t.Guest(c); in != nil {
+		v.In = in.Name
 	}
 	if m.Parent != nil {
 		v.Control = hexPointer(uint64(c.Control), true)
@@ -214,10 +214,15 @@ func (v *VCPU) text(m *Machine) string {
 	var b strings.Builder
 	b.WriteString(v.State)
 	switch {
-	case v.CPU != nil && m.Level > 1:
-		fmt.Fprintf(&b, " on L1 CPU %d", *v.CPU)
 	case v.In != "" && v.In != m.Name:
 		fmt.Fprintf(&b, " %s", v.In)
+		if v.CPU == nil {
+			b.WriteString(", which is parked")
+		} else if m.Level > 1 {
+			fmt.Fprintf(&b, " on L1 CPU %d", *v.CPU)
+		}
+	case v.CPU != nil && m.Level > 1:
+		fmt.Fprintf(&b, " on L1 CPU %d", *v.CPU)
 	case v.Why != "":
 		fmt.Fprintf(&b, " after %s", v.Why)
 	}

@@ -154,21 +154,26 @@ func (s *stepper) single(ctx context.Context, m *machine.Machine, c *machine.CPU
 	return nil, ev.CPU == on || ok && pc != s.from, nil
 }
 
-// awaitEntry runs until the hypervisor is about to enter this parked CPU again,
-// reads from its control block where it will land, and runs to there.
+// awaitEntry runs until QEMU's own machine is about to enter this parked CPU again,
+// reads from the control block where it will land, and runs to there. That machine
+// enters every guest there is, also the guest of a guest.
 func (s *stepper) awaitEntry(ctx context.Context, m *machine.Machine, c *machine.CPU) (*Stop, bool, error) {
-	parent, control := m.Parent, c.Control
-	entry, err := s.entryPoint(parent)
+	host, _ := nested.ExecutedBy(m, c)
+	entry, err := s.entryPoint(host)
 	if err != nil {
 		return nil, false, err
 	}
-	about := func(pm *machine.Machine, pc *machine.CPU) bool {
-		at, ok := nested.Entering(pm, pc)
-		return pm.Name == parent.Name && ok && at == control
-	}
-	stop, err := s.d.run(ctx, &goal{trap: Trap{Kind: TrapSoftware, Addr: entry, Size: 1}, reached: func(pm *machine.Machine, pc *machine.CPU) bool {
-		at, ok := pc.Regs.PC()
-		return ok && at == entry && about(pm, pc)
+	stop, err := s.d.run(ctx, &goal{trap: Trap{Kind: TrapSoftware, Addr: entry, Size: 1}, reached: func(hm *machine.Machine, hc *machine.CPU) bool {
+		if pc, ok := hc.Regs.PC(); hm.Name != host.Name || !ok || pc != entry {
+			return false
+		}
+		entered, ok := nested.Entering(hm, hc)
+		m, c, err := s.find()
+		if !ok || err != nil {
+			return false
+		}
+		_, at := nested.ExecutedBy(m, c)
+		return at == entered
 	}})
 	if stop != nil || err != nil {
 		return stop, false, err

@@ -93,7 +93,7 @@ func (t *target) Threads(_ context.Context, pid int) ([]gdbserver.Thread, error)
 func (d *Debugger) doing(m *machine.Machine, c *machine.CPU) string {
 	switch c.State {
 	case machine.Hosting:
-		if guest, cpu := d.Tower().At(c.On); cpu != nil && guest != m {
+		if guest, cpu := d.Tower().Guest(c); cpu != nil && guest != m {
 			return fmt.Sprintf("in %s CPU %d; registers from the %s", guest.Name, cpu.Index, c.Source)
 		}
 		return "in a guest; registers from the " + c.Source

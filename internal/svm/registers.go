@@ -2,6 +2,7 @@ package svm
 
 import (
 	"fmt"
+	"slices"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/mem"
@@ -70,14 +71,26 @@ func (v *VMCB) runState(r *arch.Registers) {
 	r.Set("idtr_limit", uint64(v.u32(offIDTR+segLimit)))
 }
 
+// Selectors that VMLOAD and VMSAVE move.
+var vmsaveSelectors = []slot{{"fs", offFS}, {"gs", offGS}, {"tr", offTR}, {"ldtr", offLDTR}}
+
 // saveState sets what VMSAVE stores.
 func (v *VMCB) saveState(r *arch.Registers) {
 	for _, s := range vmsaveSlots {
 		r.Set(s.reg, v.u64(s.at))
 	}
-	for reg, at := range map[string]int{"fs": offFS, "gs": offGS, "tr": offTR, "ldtr": offLDTR} {
-		r.Set(reg, uint64(v.u16(at)))
+	for _, s := range vmsaveSelectors {
+		r.Set(s.reg, uint64(v.u16(s.at)))
 	}
+}
+
+// LoadedRegisters are the registers that VMLOAD loads, and VMRUN does not.
+func LoadedRegisters() []string {
+	var out []string
+	for _, s := range append(slices.Clip(vmsaveSlots), vmsaveSelectors...) {
+		out = append(out, s.reg)
+	}
+	return out
 }
 
 // HostRegisters reads the hypervisor's own state from its host save area, the
