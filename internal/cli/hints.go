@@ -14,11 +14,11 @@ import (
 
 // hints are what a person says on the command line of guests and tables.
 type hints struct {
-	vmcb, vmcs, second, cr3 []string
+	vmcb, vmcs, second, cr3, registers []string
 }
 
 // hintFlags are the flags of hints, for those who tell options from arguments.
-var hintFlags = []string{"--vmcb", "--vmcs", "--second-stage", "--cr3"}
+var hintFlags = []string{"--vmcb", "--vmcs", "--second-stage", "--cr3", "--registers"}
 
 func (h *hints) flags(c *cobra.Command) {
 	f := c.PersistentFlags()
@@ -27,6 +27,8 @@ func (h *hints) flags(c *cobra.Command) {
 	f.StringArrayVar(&h.second, "second-stage", nil,
 		"a guest has this second stage: [MACHINE=]KIND:ROOT with npt4, npt5, ept4, ept5, or ept and an EPT pointer (repeatable)")
 	f.StringArrayVar(&h.cr3, "cr3", nil, "page tables to read a machine's virtual memory by: [MACHINE=]ROOT, of -m if it does not say")
+	f.StringArrayVar(&h.registers, "registers", nil, "where the hypervisor keeps a guest's general registers: MACHINE=[pa:]EXPRESSION, "+
+		"a structure of its --symbols, as in vm0=vms[0].regs, for CPU 0, 1, ... (repeatable)")
 }
 
 // assume reads the flags and tells the session. ctx ends a search of memory.
@@ -71,8 +73,41 @@ func (a *app) assume(ctx context.Context) error {
 		}
 		out.Roots[in] = root
 	}
+	var err error
+	if out.Registers, err = a.savedRegisters(); err != nil {
+		return err
+	}
 	a.session.Assume(out)
 	return nil
+}
+
+// savedRegisters reads --registers. The n-th for a machine is for its CPU n.
+func (a *app) savedRegisters() (out []session.SavedRegisters, err error) {
+	count := make(map[string]int)
+	for _, text := range a.hints.registers {
+		name, rest := ofMachine(text, "")
+		parent := "l1"
+		if i := strings.LastIndex(name, "."); i >= 0 {
+			parent = name[:i]
+		}
+		s := session.SavedRegisters{Machine: name, CPU: count[name], What: rest, Together: a.images.together(parent)}
+		count[name]++
+		rest, s.Physical = strings.CutPrefix(rest, "pa:")
+		err = fmt.Errorf("a file with its debug information is wanted: --symbols %s=ELF", parent)
+		for _, i := range a.images.byMachine[parent] {
+			if s.Addr, s.Members, err = i.Structure(rest); err == nil {
+				break
+			}
+		}
+		if name == "" {
+			err = fmt.Errorf("of which machine? MACHINE=[pa:]EXPRESSION")
+		}
+		if err != nil {
+			return nil, usagef("--registers %s: %w", text, err)
+		}
+		out = append(out, s)
+	}
+	return out, nil
 }
 
 // ofMachine cuts a machine's name off a hint.

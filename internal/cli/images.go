@@ -51,6 +51,20 @@ func (i *images) of(m *machine.Machine) []*debugfile.Image {
 	return i.byMachine[m.Name]
 }
 
+// together tells whether two addresses are in one function of a machine's images.
+func (i *images) together(machine string) func(x, y uint64) bool {
+	return func(x, y uint64) bool {
+		for _, image := range i.byMachine[machine] {
+			a, ok := image.Symbolize(x)
+			b, also := image.Symbolize(y)
+			if ok && also {
+				return a == b
+			}
+		}
+		return false
+	}
+}
+
 // splitBase cuts ELF@BASE. The last @ counts, if what follows is a number.
 func splitBase(s string) (path string, base *uint64, err error) {
 	i := strings.LastIndex(s, "@")

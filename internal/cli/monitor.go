@@ -43,7 +43,7 @@ func (m *monitor) Monitor(ctx context.Context, pid, tid int, command string, out
 	root.AddCommand(&cobra.Command{Use: "qemu TEXT", Short: "Hand a line to QEMU's own monitor", Run: func(*cobra.Command, []string) {}})
 	root.AddCommand(a.foreignCommand(), a.tasksCommand())
 	// Inside gdb the target is given, and the machine is that of the inferior.
-	for _, f := range []string{"target", "symbols", "verbose", "vmcb", "vmcs", "second-stage", "cr3"} {
+	for _, f := range []string{"target", "symbols", "verbose", "vmcb", "vmcs", "second-stage", "cr3", "registers"} {
 		root.PersistentFlags().Lookup(f).Hidden = true
 	}
 	root.PersistentFlags().Lookup("machine").DefValue = a.machine

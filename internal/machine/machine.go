@@ -100,6 +100,9 @@ type CPU struct {
 	// EntryPC is the address behind the instruction with which this CPU last
 	// entered a guest of its own, 0 if that is not known.
 	EntryPC uint64
+	// Entered is the control block, in this machine's memory, of the guest that this
+	// CPU last entered; 0 if that is not known.
+	Entered mem.Phys
 	// Second is the stage this very CPU runs on; it may differ from its
 	// siblings' for a while when a hypervisor rebuilds its tables.
 	Second *SecondStage

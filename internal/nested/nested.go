@@ -220,7 +220,11 @@ func executing(m *machine.Machine, tech technology, found map[mem.Phys]*candidat
 		if host, _, err := tech.host(m, device); err == nil {
 			c.EntryPC, _ = host.PC() // of its last entry
 		}
-		if at, ok := tech.lastUsed(device); ok && found[at] == nil {
+		at, ok := tech.lastUsed(device)
+		if ok {
+			c.Entered = at
+		}
+		if ok && found[at] == nil {
 			if cand := inspect(m, tech, at); cand != nil {
 				cand.evidence = append(cand.evidence, fmt.Sprintf("last entered by CPU %d", c.Index))
 				cand.named = true

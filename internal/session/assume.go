@@ -15,6 +15,8 @@ type Assumptions struct {
 	Hints []Hint
 	// Roots are page-table roots, by machine; "" is the one that Session.Machine("") finds.
 	Roots map[string]uint64
+	// Registers are places where hypervisors keep registers of their guests.
+	Registers []SavedRegisters
 	// Blind leaves unused what the kernels of hypervisors say of their guests, as if
 	// they were not understood.
 	Blind bool

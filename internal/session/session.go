@@ -94,7 +94,11 @@ func (s *Session) look(ctx context.Context, effort Effort, running bool) (*machi
 	if err != nil {
 		return nil, err
 	}
-	return s.check(s.build(cpus, effort, running))
+	t, err := s.check(s.build(cpus, effort, running))
+	if err == nil {
+		s.keep(t)
+	}
+	return t, err
 }
 
 // build makes the tower from the registers of QEMU's machine.

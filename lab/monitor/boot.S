@@ -66,6 +66,8 @@ common32:					/* %eax: the number of this CPU */
 
 	.code64
 start64:
+	.cfi_startproc
+	.cfi_undefined %rip			/* nobody called: a stack ends here */
 	mov	$16, %eax
 	mov	%eax, %ds
 	mov	%eax, %es
@@ -78,8 +80,6 @@ start64:
 	lea	stacks(%rax), %rsp
 	mov	%esi, %edi
 	call	cpu_start			/* does not return */
-	.cfi_startproc
-	.cfi_undefined %rip
 	ud2
 	.cfi_endproc
 
