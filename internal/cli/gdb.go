@@ -99,10 +99,13 @@ func (a *app) prepareGDB(ctx context.Context, s scripts) (*session.Files, error)
 	return files, nil
 }
 
-// numbers are the process numbers of the machines.
+// numbers are the process numbers of the machines. gdb cannot attach to one without
+// CPUs: a hypervisor that is not understood, of which there is only memory.
 func (a *app) numbers() (out []int) {
 	for _, m := range a.session.Tower().Machines {
-		out = append(out, a.session.Number(m))
+		if len(m.CPUs) > 0 {
+			out = append(out, a.session.Number(m))
+		}
 	}
 	return out
 }

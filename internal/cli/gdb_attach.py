@@ -7,7 +7,7 @@ import json
 def _nestdbg_sync():
     try:
         text = gdb.execute("monitor status --json", to_string=True)
-        machines = {m["process"]: m["name"] for m in json.loads(text)["machines"]}
+        machines = {m["process"]: m["name"] for m in json.loads(text)["machines"] if m["vcpus"]}
     except (gdb.error, ValueError, KeyError):
         return
     current = gdb.selected_inferior().num

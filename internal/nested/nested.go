@@ -355,6 +355,7 @@ func (f *Finder) machine(parent *machine.Machine, g []*candidate, roads map[uint
 			stages[c.block.root] = s
 		}
 		cpu := newCPU(i, c, s)
+		doubt(parent, cpu)
 		child.CPUs = append(child.CPUs, cpu)
 		for _, e := range c.evidence {
 			child.Evidence = append(child.Evidence, fmt.Sprintf("%s at %#x: %s", c.tech.name(), c.at, e))

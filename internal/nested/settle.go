@@ -228,6 +228,7 @@ func (s *settler) enter(c *machine.CPU, e entered) {
 // kernel has, with what memory tells of them.
 func (s *settler) lost() {
 	if s.k == nil {
+		s.saved()
 		return
 	}
 	n, err := s.k.CPUCount()
@@ -247,6 +248,34 @@ func (s *settler) lost() {
 			c.State, c.Regs = machine.Hosting, host
 			c.EntryPC, _ = host.PC()
 			c.Source = fmt.Sprintf("host save area at %#x; it was in a guest by the hypervisor's word (%s)", save, e.what)
+		}
+	}
+}
+
+// saved makes the CPUs of a hypervisor that is not understood, as far as their last
+// entries into guests have left their state in memory. There may have been more.
+func (s *settler) saved() {
+	known := make(map[mem.Phys]bool)
+	for _, e := range s.entered[-1] {
+		host, save, err := e.tech.saved(s.m, e.at, 0)
+		if err != nil || known[save] {
+			continue
+		}
+		known[save] = true
+		c := &machine.CPU{Index: len(s.m.CPUs), On: -1, State: machine.Lost, Regs: host, Source: fmt.Sprintf(
+			"host save area at %#x: of its last entry, with the %s at %#x; what it did since is not known", save, e.tech.name(), e.at)}
+		c.EntryPC, _ = host.PC()
+		c.Entered = e.at
+		s.m.CPUs = append(s.m.CPUs, c)
+	}
+}
+
+// doubt says of the CPU of a guest that was the last to be entered, by a hypervisor of
+// which no more is known, that it may have run on.
+func doubt(parent *machine.Machine, c *machine.CPU) {
+	for _, p := range parent.CPUs {
+		if p.State == machine.Lost && p.Entered != 0 && p.Entered == c.Control && c.State == machine.Parked {
+			c.Why += ", and perhaps entered again: the registers are those of its last exit"
 		}
 	}
 }

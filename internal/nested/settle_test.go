@@ -123,6 +123,28 @@ func TestMemoryAlone(t *testing.T) {
 	}
 }
 
+// Where an entry left the state of its hypervisor in memory, that is what is known of
+// the hypervisor's CPU, and its virtual memory can be read.
+func TestMemoryAloneWithSave(t *testing.T) {
+	w := nestedtest.New()
+	v := w.Guest().CPU(nestedtest.Text+0x10, 0x1000)
+	w.Save(0, v, nestedtest.Text+0x300, 0x9000)
+	tower := buildDumped(w)
+	l1 := tower.Machines[0]
+	if len(l1.CPUs) != 1 || l1.CPUs[0].State != machine.Lost || !strings.Contains(l1.CPUs[0].Source, "of its last entry") {
+		t.Fatalf("%s", outline(tower))
+	}
+	if pc, _ := l1.CPUs[0].Regs.PC(); pc != nestedtest.Text+0x300 || l1.CPUs[0].EntryPC != pc {
+		t.Errorf("program counter %#x, entry %#x", pc, l1.CPUs[0].EntryPC)
+	}
+	if _, err := l1.Space(l1.CPUs[0]); err != nil {
+		t.Error(err)
+	}
+	if why := tower.Machines[1].CPUs[0].Why; !strings.Contains(why, "perhaps entered again") {
+		t.Errorf("the guest's CPU: %q", why)
+	}
+}
+
 // A dump of a machine without guests has nothing to be unsure of.
 func TestDumpedAlone(t *testing.T) {
 	w := nestedtest.New()
