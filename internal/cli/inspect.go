@@ -187,8 +187,21 @@ func (a *app) examine(ctx context.Context, index int, f report.Format, where str
 
 func (a *app) vtopCommand() *cobra.Command {
 	var index int
+	var access string
+	var fault bool
 	c := &cobra.Command{
-		Use: "vtop ADDRESS", Short: "Every page-table entry of both stages behind an address", Args: oneArg("an address"),
+		Use: "vtop ADDRESS", Short: "Every page-table entry of both stages behind an address, and which is at fault",
+		Long: `Follows an address through all stages, entry by entry. Where it leads nowhere, or does
+not permit --access, it says which entry of which stage is at fault and what is wrong
+with it. With --fault the address is that of the fault of the second stage with which
+the guest left last.`,
+		Example: "  nestdbg vtop -m vm0 linux_banner\n  nestdbg vtop -m vm0 pa:0xfee00000 --access w\n  nestdbg vtop -m vm0 --fault",
+		Args: func(c *cobra.Command, args []string) error {
+			if fault {
+				return noArgs(c, args)
+			}
+			return oneArg("an address")(c, args)
+		},
 		RunE: func(c *cobra.Command, args []string) error {
 			m, err := a.lookAt(c.Context())
 			if err != nil {
@@ -198,23 +211,57 @@ func (a *app) vtopCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			at, err := a.resolve(m, one, args[0])
-			if err != nil {
-				return err
+			if fault {
+				v, err := report.NewFault(m, one, a.target.FileOffset)
+				if err != nil {
+					return usageError{err}
+				}
+				return a.show(v)
 			}
-			offset := a.target.FileOffset
-			if at.physical {
-				return a.showVTop(report.NewPTop(m, mem.Phys(at.value), offset))
-			}
-			space, err := m.Space(one)
-			if err != nil {
-				return err
-			}
-			return a.showVTop(report.NewVTop(m, space, at.value, offset))
+			return a.vtop(m, one, args[0], access)
 		},
 	}
 	cpuFlag(c, &index)
+	c.Flags().StringVar(&access, "access", "", "r, w, x or several: what all stages have to permit")
+	c.Flags().BoolVar(&fault, "fault", false, "the fault of the second stage that the CPU left its guest with")
 	return c
+}
+
+func (a *app) vtop(m *machine.Machine, one *machine.CPU, where, access string) error {
+	perm, err := parseAccess(access)
+	if err != nil {
+		return err
+	}
+	at, err := a.resolve(m, one, where)
+	if err != nil {
+		return err
+	}
+	offset := a.target.FileOffset
+	if at.physical {
+		return a.showVTop(report.NewPTopAccess(m, mem.Phys(at.value), perm, offset))
+	}
+	space, err := m.Space(one)
+	if err != nil {
+		return err
+	}
+	return a.showVTop(report.NewVTopAccess(m, space, at.value, perm, offset))
+}
+
+// parseAccess reads "r", "w", "x" or several of them.
+func parseAccess(text string) (p paging.Perm, err error) {
+	for _, c := range text {
+		switch c {
+		case 'r':
+			p |= paging.Read
+		case 'w':
+			p |= paging.Write
+		case 'x':
+			p |= paging.Exec
+		default:
+			return 0, usagef("--access is made of r, w and x, not %q", text)
+		}
+	}
+	return p, nil
 }
 
 // showVTop shows a walk; one that ends early answers a question that could not

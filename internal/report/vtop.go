@@ -21,12 +21,17 @@ type VTop struct {
 	RootPA     *Hex   `json:"root_pa"`     // in QEMU's machine
 	FileOffset *Hex   `json:"file_offset"` // in the file behind RAM
 	Fault      string `json:"fault"`       // where and why the walk ended, or ""
+	// Why says which entry is at fault; null if nothing is.
+	Why *Explanation `json:"why"`
+	// Exit is the exit that the question is about, if it is about one.
+	Exit string `json:"exit,omitempty"`
 
 	// Detours are the second stages with a hole where the address was followed
 	// through the memory of the VMM instead, and those where the VMM has it elsewhere.
 	Detours []Detour `json:"detours,omitempty"`
 
-	pages []string // size of the page at each stage, for people
+	pages  []string    // size of the page at each stage, for people
+	access paging.Perm // that every stage has to permit
 }
 
 // Detour is the second road, machine.Road, past a hole of a second stage, or where it
@@ -55,7 +60,12 @@ type Step struct {
 
 // NewVTop follows a virtual address of an address space of m.
 func NewVTop(m *machine.Machine, space *paging.Space, va uint64, fileOffset func(mem.Phys) (uint64, bool)) *VTop {
-	v := &VTop{Machine: m.Name, VA: hexPointer(va, true)}
+	return NewVTopAccess(m, space, va, 0, fileOffset)
+}
+
+// NewVTopAccess is NewVTop for an access that every stage has to permit.
+func NewVTopAccess(m *machine.Machine, space *paging.Space, va uint64, access paging.Perm, fileOffset func(mem.Phys) (uint64, bool)) *VTop {
+	v := &VTop{Machine: m.Name, VA: hexPointer(va, true), access: access}
 	pa, ok := v.walk(1, space, m, va)
 	if !ok {
 		return v
@@ -66,7 +76,12 @@ func NewVTop(m *machine.Machine, space *paging.Space, va uint64, fileOffset func
 
 // NewPTop follows a physical address of m.
 func NewPTop(m *machine.Machine, pa mem.Phys, fileOffset func(mem.Phys) (uint64, bool)) *VTop {
-	v := &VTop{Machine: m.Name}
+	return NewPTopAccess(m, pa, 0, fileOffset)
+}
+
+// NewPTopAccess is NewPTop for an access that every stage has to permit.
+func NewPTopAccess(m *machine.Machine, pa mem.Phys, access paging.Perm, fileOffset func(mem.Phys) (uint64, bool)) *VTop {
+	v := &VTop{Machine: m.Name, access: access}
 	v.physical(m, pa, 2, fileOffset)
 	return v
 }
@@ -90,6 +105,7 @@ func (v *VTop) physical(m *machine.Machine, pa mem.Phys, stage int, fileOffset f
 	var b [1]byte
 	if _, err := m.Phys.ReadPhys(b[:], pa); err != nil {
 		v.Fault = err.Error()
+		v.because(explainHole(m, pa))
 		return
 	}
 	v.RootPA = hexPointer(uint64(pa), true)
@@ -119,6 +135,9 @@ func (v *VTop) detour(stage int, m *machine.Machine, pa mem.Phys) (mem.Phys, boo
 		d.Fault = err.Error()
 	} else {
 		v.Fault = ""
+		if v.Why != nil && v.Why.Stage == stage && v.Why.Cause != causePermission {
+			v.Why = nil
+		}
 		v.pages = append(v.pages, fmt.Sprintf("stage %d: %s page of the VMM, instead of a hole in the second stage", stage, size(t.PageSize)))
 	}
 	v.Detours = append(v.Detours, d)
@@ -150,11 +169,20 @@ func (v *VTop) walk(stage int, s *paging.Space, in *machine.Machine, addr uint64
 	v.add(stage, s.Format(), in, t.Steps)
 	if err != nil {
 		v.Fault = fmt.Sprintf("stage %d (%s): %v", stage, s.Format().Name, err)
+		v.because(explainWalk(stage, s, in, addr, err))
 		v.under(stage, in, err)
 		return 0, false
 	}
+	v.because(explainAccess(stage, s, in, addr, t, v.access))
 	v.pages = append(v.pages, fmt.Sprintf("stage %d: %s page", stage, size(t.PageSize)))
 	return t.Phys, true
+}
+
+// because keeps the explanation of what a processor comes to first.
+func (v *VTop) because(e *Explanation) {
+	if v.Why == nil {
+		v.Why = e
+	}
 }
 
 // under shows the stage below when it is the one that has no answer for a
@@ -179,6 +207,9 @@ func (v *VTop) add(stage int, f *paging.Format, in *machine.Machine, steps []pag
 
 // Text implements Report.
 func (v *VTop) Text(w io.Writer) {
+	if v.Exit != "" {
+		fmt.Fprintln(w, v.Exit)
+	}
 	if v.VA != nil {
 		fmt.Fprintf(w, "%s va %s\n", v.Machine, v.VA)
 	} else {
@@ -211,5 +242,8 @@ func (v *VTop) Text(w io.Writer) {
 	}
 	if v.Fault != "" {
 		fmt.Fprintf(w, "  %s\n", v.Fault)
+	}
+	if v.Why != nil {
+		fmt.Fprintf(w, "  why: %s\n", v.Why.line())
 	}
 }
