@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/machine"
@@ -27,7 +28,8 @@ const (
 
 // confirm tells a parked CPU from the remains of one: its program counter must lead
 // through both stages to memory, or to the very fault of the second stage that it left
-// with. The error says where the walk ended instead.
+// with. That of a guest which jumped to nowhere does not; then two other things must make
+// sense. The error says where the walk ended instead.
 func confirm(m *machine.Machine, c *candidate) error {
 	second := paging.NewSpace(c.block.second.Name, c.block.second, m.Phys, c.block.root)
 	probe := &machine.Machine{Arch: m.Arch, Phys: machine.NewNestedMemory(second)}
@@ -44,25 +46,45 @@ func confirm(m *machine.Machine, c *candidate) error {
 		_, err := space.ReadVirt(b[:], mem.Virt(a))
 		return err
 	}
-	if err := reads(pc); err != nil {
-		at, known := faultAddr(err, c.block.second.Name)
-		f := c.block.fault
-		if f == nil || !known || uint64(f.Addr)&^(pageSize-1) != at&^(pageSize-1) || !rooted(m, c.block) {
-			return fmt.Errorf("its program counter %#x leads nowhere: %w", pc, err)
-		}
+	lost := reads(pc)
+	at, known := faultAddr(lost, c.block.second.Name)
+	f := c.block.fault
+	stuck := f != nil && known && uint64(f.Addr)&^(pageSize-1) == at&^(pageSize-1) && rooted(m, c.block)
+	switch {
+	case lost == nil:
+		c.say(pointsWalk, "its program counter %#x leads to memory", pc)
+	case stuck:
 		c.say(pointsWalk, "its program counter %#x leads to the fault of the second stage that it left with, at %#x", pc, at)
 		return nil
 	}
-	c.say(pointsWalk, "its program counter %#x leads to memory", pc)
+	others := c.context(reads)
+	if lost == nil {
+		return nil
+	}
+	lost = fmt.Errorf("its program counter %#x leads nowhere: %w", pc, lost)
+	if strings.HasPrefix(c.block.why, "exception") || c.block.why == "shutdown" || c.block.why == "triple fault" {
+		others++
+	}
+	if others < 2 || known {
+		return lost
+	}
+	c.evidence = append(c.evidence, fmt.Sprintf("%v (last exit: %s)", lost, c.block.why))
+	return nil
+}
+
+// context looks at what else of a CPU must be in memory, and returns how much of it is.
+func (c *candidate) context(reads func(uint64) error) (count int) {
 	if sp, ok := c.block.regs.SP(); ok && reads(sp) == nil {
 		c.say(pointsStack, "its stack pointer %#x leads to memory", sp)
+		count++
 	}
 	for _, r := range []string{"idtr_base", "gdtr_base"} {
 		if base, ok := c.block.regs.Get(r); ok && base != 0 && reads(base) == nil {
 			c.say(pointsTables, "%s %#x leads to memory", r, base)
+			count++
 		}
 	}
-	return nil
+	return count
 }
 
 // say adds evidence and its points.

@@ -40,6 +40,29 @@ func TestStuckInFault(t *testing.T) {
 	}
 }
 
+// A guest that jumped to nowhere is there: the rest of it makes sense.
+func TestNullCall(t *testing.T) {
+	for name, c := range map[string]struct {
+		values svmtest.Values
+		found  bool
+	}{
+		"exception":            {svmtest.Values{"EXITCODE": 0x4e}, true},
+		"shutdown":             {svmtest.Values{"EXITCODE": 0x7f}, true},
+		"descriptor table":     {svmtest.Values{"IDTR base": text}, true},
+		"interrupt":            {nil, false},
+		"no stack":             {svmtest.Values{"EXITCODE": 0x4e, "RSP": 0x1000}, false},
+		"tables emptied since": {svmtest.Values{"EXITCODE": 0x4e, "nCR3": 0x3ff000}, false},
+	} {
+		w := nestedtest.New()
+		v := w.Guest().CPU(0, stack)
+		v.Park(0, stack, c.values)
+		tower := new(nested.Finder).Build(w.Machine(w.Host(0, text, stack)), scan)
+		if (len(tower.Machines) == 2) != c.found {
+			t.Errorf("%s: %d machines", name, len(tower.Machines))
+		}
+	}
+}
+
 // Of pages that tell of the same CPU one is in use at most: that which a CPU points at.
 func TestCopies(t *testing.T) {
 	w := nestedtest.New()
