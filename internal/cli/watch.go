@@ -109,7 +109,7 @@ func (a *app) watch(ctx context.Context, o watchOptions) error {
 			return err
 		}
 		a.target, a.session = t, session.New(t)
-		w := &watching{app: a, opt: o, live: t, watcher: watch.New(o.watch), logs: map[string]*watchedLog{}}
+		w := &watching{app: a, opt: o, live: t, watcher: watch.New(o.watch), logs: map[string]*watchedLog{}, ids: map[string]uint64{}}
 		err = w.run(ctx)
 		a.target, a.session = nil, nil
 		if err = errors.Join(err, t.Close()); err != nil || onlyOne || ctx.Err() != nil {
@@ -172,6 +172,7 @@ type watching struct {
 	live    *target.Live
 	watcher *watch.Watcher
 	logs    map[string]*watchedLog // by machine
+	ids     map[string]uint64      // of machines, what the hypervisor knows them by
 
 	own     target.Endings // what QEMU did before --hold
 	held    bool

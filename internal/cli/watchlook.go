@@ -99,6 +99,7 @@ func (w *watching) look(ctx context.Context) ([]watch.Incident, error) {
 	var seen []watch.Machine
 	for _, m := range tower.Machines {
 		seen = append(seen, w.seen(m))
+		w.ids[m.Name] = m.ID
 	}
 	for name := range w.logs {
 		if !slices.ContainsFunc(tower.Machines, func(m *machine.Machine) bool { return m.Name == name }) {

@@ -29,7 +29,7 @@ func (w *watching) happened(ctx context.Context, found []watch.Incident, gone bo
 	for _, i := range found {
 		r.Incidents = append(r.Incidents, report.Incident{Class: i.Class.String(), Machine: i.Machine, What: i.What, Late: i.Late})
 	}
-	dir := freeName(filepath.Join(w.opt.save, fmt.Sprintf("%s-%s-%s", r.Time.Format(watchTime), found[0].Class, found[0].Machine)))
+	dir := w.freeName(r)
 	m, err := w.keepMachine(ctx, dir, gone)
 	if err == nil {
 		r.Saved = dir
@@ -75,9 +75,22 @@ func (w *watching) keepMachine(ctx context.Context, dir string, gone bool) (*sna
 
 // describe reports on what was kept, and puts the reports beside it.
 func (w *watching) describe(ctx context.Context, dir string, r *report.Watched) error {
-	full, err := w.reportOn(ctx, dir, keptLines)
+	full, names, err := w.reportOn(ctx, dir, keptLines)
 	if err != nil {
 		return err
+	}
+	// A machine's number depends on which were there when it was found.
+	for i := range r.Incidents {
+		if name, ok := names[w.ids[r.Incidents[i].Machine]]; ok {
+			r.Incidents[i].Machine = name
+		}
+	}
+	if !strings.HasPrefix(filepath.Base(dir), keptName(r)) {
+		to := w.freeName(r)
+		if err := os.Rename(dir, to); err != nil {
+			return err
+		}
+		dir, r.Saved = to, to
 	}
 	full.Reason = r.Lines()
 	var mark bytes.Buffer
@@ -93,21 +106,31 @@ func (w *watching) describe(ctx context.Context, dir string, r *report.Watched) 
 			return err
 		}
 	}
-	r.Report, err = w.reportOn(ctx, dir, w.opt.lines)
+	r.Report, _, err = w.reportOn(ctx, dir, w.opt.lines)
 	return err
 }
 
 // keptLines are the lines of each log in the report that is kept.
 const keptLines = 500
 
-// reportOn reports on a snapshot: everything in it is of one moment.
-func (w *watching) reportOn(ctx context.Context, dir string, lines int) (r *report.BugReport, err error) {
+// reportOn reports on a snapshot, where everything is of one moment, and returns the
+// names of the machines there, by what the hypervisor knows them by.
+func (w *watching) reportOn(ctx context.Context, dir string, lines int) (r *report.BugReport, names map[uint64]string, err error) {
 	on := &app{in: w.in, out: w.out, errOut: w.errOut, targetSpec: dir}
 	if err := on.open(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, on.target.Close()) }()
-	return on.bugReport(ctx, report.BugOptions{LogLines: lines})
+	if r, err = on.bugReport(ctx, report.BugOptions{LogLines: lines}); err != nil {
+		return nil, nil, err
+	}
+	names = make(map[uint64]string)
+	for _, m := range on.session.Tower().Machines {
+		if m.ID != 0 {
+			names[m.ID] = m.Name
+		}
+	}
+	return r, names, nil
 }
 
 // What a watch keeps is named by its time, so that names are in that order, and has a
@@ -117,7 +140,17 @@ const (
 	markFile  = "watch.json"
 )
 
-var watchName = regexp.MustCompile(`^[0-9]{8}T[0-9]{6}Z-(crash|reset|shutdown|hang)-[a-z0-9.]+(-[0-9]+)?$`)
+var watchName = regexp.MustCompile(`^[0-9]{8}T[0-9]{6}Z-(crash|reset|shutdown|hang)-(l1|qemu|vm[0-9]+(\.vm[0-9]+)*)(-[0-9]+)?$`)
+
+// keptName is the name of what is kept of incidents.
+func keptName(r *report.Watched) string {
+	return fmt.Sprintf("%s-%s-%s", r.Time.Format(watchTime), r.Incidents[0].Class, r.Incidents[0].Machine)
+}
+
+// freeName is a path for what is kept that nobody has.
+func (w *watching) freeName(r *report.Watched) string {
+	return freeName(filepath.Join(w.opt.save, keptName(r)))
+}
 
 // freeName is a name that nobody has.
 func freeName(base string) string {

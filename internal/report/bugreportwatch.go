@@ -18,7 +18,8 @@ type Watched struct {
 	Report *BugReport `json:"report,omitempty"`
 }
 
-// Incident is something that happened to a machine.
+// Incident is something that happened to a machine, which has its name in the snapshot
+// if it is there.
 type Incident struct {
 	Class   string `json:"class"`
 	Machine string `json:"machine"`
@@ -30,7 +31,7 @@ type Incident struct {
 // Lines are the incidents as lines.
 func (r *Watched) Lines() (out []string) {
 	for _, i := range r.Incidents {
-		line := fmt.Sprintf("%s %s: %s", r.Time.Format(time.RFC3339), i.Class, printable(i.What))
+		line := fmt.Sprintf("%s %s: %s %s", r.Time.Format(time.RFC3339), i.Class, i.Machine, printable(i.What))
 		if i.Late != "" {
 			line += " (late: " + printable(i.Late) + ")"
 		}

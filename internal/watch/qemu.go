@@ -35,18 +35,18 @@ func (w *Watcher) Event(name string, data json.RawMessage) []Incident {
 	s := w.of(first)
 	switch name {
 	case "GUEST_PANICKED", "GUEST_CRASHLOADED":
-		return w.end(Incident{Class: Crash, Machine: first, What: first + " tells QEMU that it has panicked"})
+		return w.end(Incident{Class: Crash, Machine: first, What: "tells QEMU that it has panicked"})
 	case "WATCHDOG":
 		if !w.wants(Hang) || s.over {
 			return nil
 		}
-		return []Incident{{Class: Hang, Machine: first, What: fmt.Sprintf("the watchdog of %s has run out; QEMU's action is %.20q", first, d.Action)}}
+		return []Incident{{Class: Hang, Machine: first, What: fmt.Sprintf("lets its watchdog run out; QEMU's action is %.20q", d.Action)}}
 	case "RESET":
 		if w.resumed {
 			w.resumed = false
 			return nil
 		}
-		out := w.end(Incident{Class: Reset, Machine: first, What: first + " was reset" + because(d), Late: lateReset})
+		out := w.end(Incident{Class: Reset, Machine: first, What: "was reset" + because(d), Late: lateReset})
 		clear(w.machines) // whatever was in it
 		return out
 	case "SHUTDOWN":
@@ -58,11 +58,11 @@ func (w *Watcher) Event(name string, data json.RawMessage) []Incident {
 
 // shutdown is for a machine that QEMU ends, or stops where it was told so.
 func (w *Watcher) shutdown(d eventData) []Incident {
-	i := Incident{Class: Shutdown, Machine: first, What: first + " shut down" + because(d)}
+	i := Incident{Class: Shutdown, Machine: first, What: "shut down" + because(d)}
 	w.reset = d.Reason == reasonGuestReset
 	switch d.Reason {
 	case reasonGuestReset:
-		i.Class, i.What = Reset, first+" was about to be reset by itself, and QEMU ends or stops it"
+		i.Class, i.What = Reset, "was about to be reset by itself, and QEMU ends or stops it"
 	case reasonGuestPanic:
 		i.Class = Crash
 	}
@@ -87,16 +87,16 @@ func (w *Watcher) State(state string) []Incident {
 	w.qemu = state
 	switch state {
 	case "guest-panicked":
-		return w.end(Incident{Class: Crash, Machine: first, What: first + " stands: it told QEMU that it has panicked"})
+		return w.end(Incident{Class: Crash, Machine: first, What: "stands: it told QEMU that it has panicked"})
 	case "io-error":
-		return w.stopped(Incident{Class: Crash, What: "QEMU stopped its machine: a disk failed (state io-error)"})
+		return w.stopped(Incident{Class: Crash, What: "stopped its machine: a disk failed (state io-error)"})
 	case "internal-error":
-		return w.stopped(Incident{Class: Crash, What: "QEMU stopped its machine: a CPU did what cannot be executed (state internal-error)"})
+		return w.stopped(Incident{Class: Crash, What: "stopped its machine: a CPU did what cannot be executed (state internal-error)"})
 	case "watchdog":
-		return w.stopped(Incident{Class: Hang, What: "QEMU stopped its machine: its watchdog has run out"})
+		return w.stopped(Incident{Class: Hang, What: "stopped its machine: its watchdog has run out"})
 	case "shutdown":
 		w.ending = true
-		return w.end(Incident{Class: Shutdown, Machine: first, What: first + " stands after its end (state shutdown)"})
+		return w.end(Incident{Class: Shutdown, Machine: first, What: "stands after its end (state shutdown)"})
 	}
 	return nil
 }
@@ -122,11 +122,11 @@ func (w *Watcher) Resumed() {
 // Ended is for a QEMU whose process has ended: the last that is told.
 func (w *Watcher) Ended() []Incident {
 	if w.ending {
-		return w.end(Incident{Class: Shutdown, Machine: first, What: "QEMU has ended, as it had said"})
+		return w.end(Incident{Class: Shutdown, Machine: first, What: "has ended with its QEMU, as that had said"})
 	}
 	if !w.wants(Crash) {
 		return nil
 	}
-	return []Incident{{Class: Crash, Machine: self, What: "QEMU has ended and had not said that it would: it was killed, or it crashed",
+	return []Incident{{Class: Crash, Machine: self, What: "has ended and had not said that it would: it was killed, or it crashed",
 		Late: "registers went with it"}}
 }

@@ -49,7 +49,7 @@ func ParseClasses(list string) ([]Class, error) {
 type Incident struct {
 	Class   Class
 	Machine string // "l1", "vm0"; "qemu" for QEMU itself
-	What    string // in a line, with the words of others in it
+	What    string // in a line, with the words of others in it; the machine is its subject
 	// Late says what may be gone already, and what would have kept it; empty if
 	// nothing is.
 	Late string
@@ -146,7 +146,7 @@ func (w *Watcher) Log(name string, records []linux.LogRecord, fresh bool) (out [
 // trouble makes an incident of what a kernel says, if it is to be one.
 func (w *Watcher) trouble(name string, s *state, kind linux.TroubleKind, text string) []Incident {
 	s.told[kind]++
-	i := Incident{Machine: name, What: fmt.Sprintf("%s says: %s", name, text)}
+	i := Incident{Machine: name, What: "says: " + text}
 	switch kind {
 	case linux.Panic:
 		i.Class, s.word = Crash, "its panic"
@@ -237,10 +237,10 @@ func (w *Watcher) Look(now time.Time, running bool, seen []Machine) (out []Incid
 
 // anew is for a machine that runs another kernel than before: its new life begins.
 func (w *Watcher) anew(name string, s *state) []Incident {
-	i := Incident{Class: Reset, Machine: name, What: fmt.Sprintf("%s started anew after %s", name, s.word),
+	i := Incident{Class: Reset, Machine: name, What: "started anew after " + s.word,
 		Late: "its old kernel is being overwritten"}
 	if s.word == "" {
-		i.What = name + " started anew and had not said that it would: something reset it, or it was a triple fault"
+		i.What = "started anew and had not said that it would: something reset it, or it was a triple fault"
 	}
 	out := w.end(i)
 	delete(w.machines, name)
@@ -249,11 +249,11 @@ func (w *Watcher) anew(name string, s *state) []Incident {
 
 // vanished is for a machine that its hypervisor does not have any more.
 func (w *Watcher) vanished(name string, s *state) []Incident {
-	i := Incident{Class: Shutdown, Machine: name, What: fmt.Sprintf("%s has ended after %s", name, s.word),
+	i := Incident{Class: Shutdown, Machine: name, What: "has ended after " + s.word,
 		Late: "its memory is its hypervisor's again"}
 	if s.word == "" {
 		i.Class = Crash
-		i.What = name + " has ended and had not said that it would: its VMM was killed or ended by itself, or it was a triple fault"
+		i.What = "has ended and had not said that it would: its VMM was killed or ended by itself, or it was a triple fault"
 	}
 	return w.end(i)
 }
@@ -292,7 +292,7 @@ func (w *Watcher) progress(s *state, m *Machine, passed time.Duration) []Inciden
 	if deaf {
 		why = "its CPUs wait in HLT and take no interrupts"
 	}
-	i := Incident{Class: Hang, Machine: m.Name, What: fmt.Sprintf("%s makes no progress: its clock stands for %v, and %s", m.Name, s.still.Round(time.Second), why)}
+	i := Incident{Class: Hang, Machine: m.Name, What: fmt.Sprintf("makes no progress: its clock stands for %v, and %s", s.still.Round(time.Second), why)}
 	for n, c := range m.CPUs {
 		if c.Where != "" {
 			i.What += fmt.Sprintf("; CPU %d %s", n, c.Where)

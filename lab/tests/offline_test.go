@@ -23,13 +23,30 @@ var offlineQuestions = [][]string{
 	{"vtop", "schedule"}, {"maps", "--stage", "2"}, {"print", "init_task.comm"}, {"struct", "task_struct", "init_task"},
 }
 
-// offlineDumps are the formats of dump-guest-memory that Debian's QEMU has, all with
-// the registers of what each CPU executed.
-var offlineDumps = []string{"elf", "kdump-zlib"}
+// offlineFile is a file of a machine that stands still: how it is made, and what it
+// does not say.
+type offlineFile struct {
+	name string
+	make func(t *testing.T, l *lab.Lab, path string)
+	// insideOnly and outsideOnly are for those that take QEMU long.
+	insideOnly, outsideOnly bool
+	compare                 func(t *testing.T, l *lab.Lab, path string)
+}
+
+// offlineFiles are all kinds. The last one moves QEMU on to another state of standing
+// still.
+var offlineFiles = []offlineFile{
+	{name: "elf", make: dumpAs("elf"), compare: compareCPUs, insideOnly: true},
+	{name: "kdump-zlib", make: dumpAs("kdump-zlib"), compare: compareCPUs, outsideOnly: true}, // flattened
+	{name: "memory", make: copyMemory, compare: compareLost},
+	{name: "exported", make: exportKdump}, // not flattened; of L1's own registers
+	{name: "snapshot", make: saveSnapshot, compare: compareKept},
+	{name: "migration", make: migrate, compare: compareKept},
+}
 
 // TestOfflineAnswersAsTheMachine: what a machine says while it stands still, its
-// dumps and its memory file say, at a stop in L2 and at one outside of it. Exceptions,
-// by what is not in the files:
+// dumps, its memory file, its snapshot and its migration say, at a stop in L2 and at
+// one outside of it. Exceptions, by what is not in the files:
 //   - a dump does not say that a CPU waits in HLT: it is running there;
 //   - a dump has no MSRs, CR8 and debug registers of a CPU: they are unavailable;
 //   - a memory file has no registers: the CPUs of L1 are lost, but for those whose
@@ -41,23 +58,67 @@ func TestOfflineAnswersAsTheMachine(t *testing.T) {
 	for _, inside := range []bool{true, false} {
 		wait := stopWhere(t, l, inside)
 		dir := t.TempDir()
-		memory := filepath.Join(dir, "memory")
-		if out, err := exec.Command("cp", "--sparse=always", l.MemoryFile, memory).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		for _, format := range offlineDumps {
-			path := filepath.Join(dir, format)
-			dumpMemory(t, l, format, path)
-			compareOffline(t, l, path)
-			compareCPUs(t, l, path)
-			if err := os.Remove(path); err != nil { // it is as large as the machine
+		live := askOffline(t, on(l))
+		for _, f := range offlineFiles {
+			if f.insideOnly && !inside || f.outsideOnly && inside {
+				continue
+			}
+			path := filepath.Join(dir, f.name)
+			f.make(t, l, path)
+			begin := time.Now()
+			compareOffline(t, live, path)
+			if f.compare != nil {
+				f.compare(t, l, path)
+			}
+			t.Logf("%s, in L2 %v: compared in %v", f.name, inside, time.Since(begin))
+			if err := os.RemoveAll(path); err != nil { // it is as large as the machine
 				t.Error(err)
 			}
 		}
-		compareOffline(t, l, memory)
-		compareLost(t, l, memory)
 		qmpCommand(t, l, "cont")
 		wait()
+	}
+}
+
+func dumpAs(format string) func(*testing.T, *lab.Lab, string) {
+	return func(t *testing.T, l *lab.Lab, path string) { dumpMemory(t, l, format, path) }
+}
+
+func copyMemory(t *testing.T, l *lab.Lab, path string) {
+	t.Helper()
+	if out, err := exec.Command("cp", "--sparse=always", l.MemoryFile, path).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+func exportKdump(t *testing.T, l *lab.Lab, path string) {
+	t.Helper()
+	if r := nestdbg(t, on(l, "export", "vmcore", "-m", "l1", "--format", "kdump-zlib", "-o", path)...); r.status != 0 || r.stderr != "" {
+		t.Fatalf("%+v", r)
+	}
+}
+
+func saveSnapshot(t *testing.T, l *lab.Lab, path string) {
+	t.Helper()
+	if r := nestdbg(t, on(l, "snapshot", "save", path)...); r.status != 0 {
+		t.Fatalf("%+v", r)
+	}
+}
+
+// migrate has QEMU write a migration to a file, and leaves it as after one.
+func migrate(t *testing.T, l *lab.Lab, path string) {
+	t.Helper()
+	qmpCommandArgs(t, l, "migrate-set-parameters", map[string]any{"max-bandwidth": 1 << 40})
+	qmpCommandArgs(t, l, "migrate", map[string]any{"uri": "exec:cat > " + path})
+	var state struct{ Status string }
+	eventually(t, "QEMU migrates", 3*time.Minute, func() bool {
+		if err := json.Unmarshal(qmpCommand(t, l, "query-migrate"), &state); err != nil {
+			t.Fatal(err)
+		}
+		return state.Status == "completed" || state.Status == "failed"
+	})
+	if state.Status != "completed" {
+		t.Fatalf("migration: %s", state.Status)
 	}
 }
 
@@ -111,27 +172,72 @@ func dumpMemory(t *testing.T, l *lab.Lab, format, path string) {
 	}
 }
 
-// compareOffline asks everything that needs no registers of L1's CPUs.
-func compareOffline(t *testing.T, l *lab.Lab, path string) {
+// offlineAnswers are those to offlineQuestions by machine and question, and the stacks
+// of sleeping tasks by machine.
+type offlineAnswers struct {
+	answers map[string]result
+	stacks  map[string][]string
+}
+
+// askOffline asks everything that needs no registers of L1's CPUs.
+func askOffline(t *testing.T, target []string) offlineAnswers {
 	t.Helper()
-	name := filepath.Base(path)
+	a := offlineAnswers{make(map[string]result), make(map[string][]string)}
 	for _, m := range []string{"l1", "vm0"} {
 		for _, q := range offlineQuestions {
-			if m == "l1" && q[0] == "maps" || q[0] == "vtop" && name == "memory" {
-				continue // it has no second stage; a CPU's tables are lost
+			if m == "l1" && q[0] == "maps" {
+				continue // it has no second stage
 			}
-			q = append(slices.Clone(q), "-m", m)
-			want, got := nestdbg(t, on(l, q...)...), nestdbg(t, append([]string{"-t", path}, q...)...)
+			r := nestdbg(t, append(append(slices.Clone(target), q...), "-m", m)...)
 			if q[0] == "vtop" { // where the byte lies in the file is the file's matter
-				want.stdout, got.stdout = withoutOffsets(want.stdout), withoutOffsets(got.stdout)
+				r.stdout = withoutOffsets(r.stdout)
 			}
-			if want.status != 0 || want.stdout == "" || want != got {
-				t.Errorf("%s %v differs: live\n%.2000s\n%s\noffline\n%.2000s\n%s", name, q, want.stdout, want.stderr, got.stdout, got.stderr)
-			}
+			a.answers[m+" "+strings.Join(q, " ")] = r
 		}
-		live, dead := sleeping(t, on(l), m), sleeping(t, []string{"-t", path}, m)
-		if len(live) < 20 || !reflect.DeepEqual(live, dead) {
-			t.Errorf("%s: stacks of %d sleeping tasks of %s, live %d:\n%q\n%q", name, len(dead), m, len(live), dead, live)
+		a.stacks[m] = sleeping(t, slices.Clone(target), m)
+	}
+	return a
+}
+
+// compareOffline compares the answers of a file with the machine's.
+func compareOffline(t *testing.T, live offlineAnswers, path string) {
+	t.Helper()
+	name := filepath.Base(path)
+	dead := askOffline(t, []string{"-t", path})
+	for q, want := range live.answers {
+		if name == "memory" && strings.Contains(q, " vtop ") {
+			continue // a CPU's tables are lost
+		}
+		if got := dead.answers[q]; want.status != 0 || want.stdout == "" || want != got {
+			t.Errorf("%s %s differs: live\n%.2000s\n%s\noffline\n%.2000s\n%s", name, q, want.stdout, want.stderr, got.stdout, got.stderr)
+		}
+	}
+	for m, want := range live.stacks {
+		if got := dead.stacks[m]; len(want) < 20 || !reflect.DeepEqual(want, got) {
+			t.Errorf("%s: stacks of %d sleeping tasks of %s, live %d:\n%q\n%q", name, len(got), m, len(want), got, want)
+		}
+	}
+}
+
+// compareKept compares all that needs registers, of a file that has what QEMU knows.
+func compareKept(t *testing.T, l *lab.Lab, path string) {
+	t.Helper()
+	var machines [2]struct{ Machines any }
+	for i, target := range [][]string{on(l), {"-t", path}} {
+		if err := json.Unmarshal([]byte(nestdbg(t, append(target, "status", "--json")...).stdout), &machines[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	name := filepath.Base(path)
+	if machines[0].Machines == nil || !reflect.DeepEqual(machines[0], machines[1]) {
+		t.Errorf("%s: status differs: live\n%v\nkept\n%v", name, machines[0], machines[1])
+	}
+	for _, m := range []string{"l1", "vm0"} {
+		for _, q := range [][]string{{"regs"}, {"bt", "--all"}, {"current"}} {
+			q = append(q, "-m", m)
+			if want, got := nestdbg(t, on(l, q...)...), nestdbg(t, append([]string{"-t", path}, q...)...); want.status != 0 || want != got {
+				t.Errorf("%s: %v differs: live\n%+v\nkept\n%+v", name, q, want, got)
+			}
 		}
 	}
 }
@@ -302,15 +408,23 @@ func compareLost(t *testing.T, l *lab.Lab, path string) {
 	}
 }
 
-// crashAndKill makes a machine of the lab crash itself, ends QEMU with kill -9, and
-// returns the memory file that is left for the rest of the test.
-func crashAndKill(t *testing.T, l *lab.Lab, machine string) string {
+// crash makes a machine of the lab crash itself, and returns when that began. name is
+// what nestdbg calls it.
+func crash(t *testing.T, l *lab.Lab, machine, name string) time.Time {
 	t.Helper()
 	suite.crashed[l] = true
 	ask(t, l, machine, "crash")
+	begin := time.Now()
 	eventually(t, machine+" panics", time.Minute, func() bool {
-		return strings.Contains(nestdbg(t, on(l, "-m", machine, "dmesg")...).stdout, "end Kernel panic")
+		return strings.Contains(nestdbg(t, on(l, "-m", name, "dmesg")...).stdout, "end Kernel panic")
 	})
+	return begin
+}
+
+// killQEMU ends QEMU with kill -9, and returns the memory file that is left for the
+// rest of the test.
+func killQEMU(t *testing.T, l *lab.Lab) string {
+	t.Helper()
 	memory := l.MemoryFile + ".left" // the lab's end removes the other name
 	if err := os.Link(l.MemoryFile, memory); err != nil {
 		t.Fatal(err)
@@ -324,11 +438,20 @@ func crashAndKill(t *testing.T, l *lab.Lab, machine string) string {
 }
 
 // TestCrashFromMemoryAlone: L2 dies of sysrq c, then QEMU of kill -9. The memory file
-// alone has L2's last words, the stack of the task that crashed, and its symbols.
+// alone has L2's last words, the stack of the task that crashed, and its symbols. A
+// watch has kept both deaths.
 func TestCrashFromMemoryAlone(t *testing.T) {
 	l := ownLab(t, lab.Options{Name: *prefix + "-crash"})
 	want := guestSymbol(t, l, "vm0", "sysrq_handle_crash")
-	memory := crashAndKill(t, l, "vm0")
+	w := watchLab(t, l)
+	begun := crash(t, l, "vm0", "vm0")
+	panicked := w.incident(t, "crash", "vm0", begun)
+	killed := time.Now()
+	memory := killQEMU(t, l)
+	gone := w.incident(t, "crash", "qemu", killed)
+	w.ended(t)
+	checkKeptCrash(t, panicked.Saved, "vm0", want)
+	checkSameMemory(t, gone.Saved, memory)
 	dead := func(args ...string) string {
 		t.Helper()
 		r := nestdbg(t, append([]string{"-t", memory}, args...)...)
@@ -353,10 +476,23 @@ func TestCrashFromMemoryAlone(t *testing.T) {
 }
 
 // TestL1CrashFromMemoryAlone: the same of L1. The registers of its CPUs are gone; the
-// stack of the task that crashed is a guess, and says so.
+// stack of the task that crashed is a guess, and says so. A watch has kept L1's death
+// with registers, and that of a guest that crashed and whose VMM was killed.
 func TestL1CrashFromMemoryAlone(t *testing.T) {
-	l := ownLab(t, lab.Options{Name: *prefix + "-l1crash", Append: "panic=0"})
-	memory := crashAndKill(t, l, "l1")
+	l := ownLab(t, lab.Options{Name: *prefix + "-l1crash", Append: "panic=0", VMs: 2})
+	ofL1, ofVM := guestSymbol(t, l, "l1", "sysrq_handle_crash"), guestSymbol(t, l, "vm1", "sysrq_handle_crash")
+	name := look(t, l).names(t, l)["vm1"].Name // by its place in memory
+	w := watchLab(t, l)
+	guest := w.incident(t, "crash", name, crash(t, l, "vm1", name))
+	ask(t, l, "l1", "vm kill 1")
+	if text := must(t, l, "status"); strings.Count(text, "mapped by") != 1 {
+		t.Errorf("vm1 is there still:\n%s", text)
+	}
+	whole := w.incident(t, "crash", "l1", crash(t, l, "l1", "l1"))
+	memory := killQEMU(t, l)
+	w.ended(t)
+	checkKeptCrash(t, guest.Saved, name, ofVM)
+	checkKeptCrash(t, whole.Saved, "l1", ofL1)
 	if log := nestdbg(t, "-t", memory, "-m", "l1", "dmesg").stdout; !strings.Contains(log, "Kernel panic - not syncing: sysrq triggered crash") {
 		t.Errorf("L1's log ends with\n%s", log[max(0, len(log)-2000):])
 	}

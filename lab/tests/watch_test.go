@@ -1,0 +1,167 @@
+package tests
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"nestdbg/lab"
+)
+
+// watcher is a "nestdbg watch" that runs beside a lab.
+type watcher struct {
+	*server
+	dir string // where it keeps machines
+}
+
+// noticed is a line of "watch --json" about incidents.
+type noticed struct {
+	Time      time.Time
+	Note      string
+	Saved     string
+	Error     string
+	Incidents []struct{ Class, Machine, What, Late string }
+	Report    *struct {
+		Troubles []struct{ Machine, Kind, Text string }
+		Machines []struct {
+			Machine  string
+			PanicCPU *int `json:"panic_cpu"`
+		}
+	}
+}
+
+// watchLab starts a watch over a lab and waits until it knows the lab's machines.
+func watchLab(t *testing.T, l *lab.Lab, args ...string) *watcher {
+	t.Helper()
+	w := &watcher{dir: filepath.Join(t.TempDir(), "kept")}
+	w.server = start(t, append([]string{"-t", l.QMPPath, "watch", "--json", "--save", w.dir}, args...)...)
+	eventually(t, "the watch begins", stopLimit, func() bool { return len(w.lines(t)) > 0 })
+	time.Sleep(time.Second) // its first look; what is new after that is new to it
+	return w
+}
+
+func (w *watcher) lines(t *testing.T) (out []noticed) {
+	t.Helper()
+	text := w.out.String()
+	for line := range strings.Lines(text) {
+		if !strings.HasSuffix(line, "\n") {
+			break
+		}
+		var n noticed
+		if err := json.Unmarshal([]byte(line), &n); err != nil {
+			t.Fatalf("%.200q: %v", line, err)
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// noticeSlack bounds the time from a guest's death to its notice, on a machine whose
+// two processors have other things to do. On a quiet one it is a tenth of a second.
+const noticeSlack = 3 * time.Second
+
+// incident waits for an incident since a moment, and checks that it was noticed in
+// time and kept.
+func (w *watcher) incident(t *testing.T, class, machine string, since time.Time) noticed {
+	t.Helper()
+	var found noticed
+	eventually(t, "the watch reports a "+class+" of "+machine, commandLimit, func() bool {
+		for _, n := range w.lines(t) {
+			if len(n.Incidents) > 0 && n.Incidents[0].Class == class && n.Incidents[0].Machine == machine {
+				found = n
+				return true
+			}
+		}
+		return false
+	})
+	took := found.Time.Sub(since.Truncate(time.Second))
+	t.Logf("%s of %s: noticed within %v to the second, reported after %v: %s", class, machine, took, time.Since(since), found.Incidents[0].What)
+	if took > noticeSlack || found.Saved == "" {
+		t.Errorf("%+v", found)
+	}
+	return found
+}
+
+// ended waits for the end of QEMU, which its watch survives, and ends the watch.
+func (w *watcher) ended(t *testing.T) {
+	t.Helper()
+	eventually(t, "the watch waits for the next QEMU", commandLimit, func() bool {
+		return strings.Contains(w.out.String(), "waiting for the next QEMU")
+	})
+	w.signal(syscall.SIGINT)
+	if status := w.waitExit(endLimit); status != 0 || w.errOut.String() != "" {
+		t.Errorf("the watch ended with %d, %s", status, w.errOut)
+	}
+}
+
+// kept asks a snapshot, with QEMU gone.
+func kept(t *testing.T, dir string, args ...string) string {
+	t.Helper()
+	r := nestdbg(t, append([]string{"-t", dir}, args...)...)
+	if r.status != 0 {
+		t.Errorf("%s %q: %+v", filepath.Base(dir), args, r)
+	}
+	return r.stdout
+}
+
+const sysrqPanic = "Kernel panic - not syncing: sysrq triggered crash"
+
+// checkKeptCrash: a snapshot of a machine that crashed by sysrq has its last words, the
+// stack of the task that crashed, and its symbols; its reports have them too.
+func checkKeptCrash(t *testing.T, dir, machine string, symbol uint64) {
+	t.Helper()
+	if r := nestdbg(t, "snapshot", "verify", dir); r.status != 0 {
+		t.Errorf("verify: %+v", r)
+	}
+	if log := kept(t, dir, "-m", machine, "dmesg"); !strings.Contains(log, sysrqPanic) {
+		t.Errorf("%s's log ends with\n%s", machine, log[max(0, len(log)-2000):])
+	}
+	var r noticed
+	if err := json.Unmarshal([]byte(`{"report":`+kept(t, dir, "report", "--json")+`}`), &r); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Report.Troubles) != 1 || r.Report.Troubles[0].Machine != machine || r.Report.Troubles[0].Kind != "panic" ||
+		r.Report.Troubles[0].Text != sysrqPanic {
+		t.Errorf("troubles are %+v", r.Report.Troubles)
+	}
+	for _, m := range r.Report.Machines {
+		switch {
+		case m.Machine != machine:
+		case m.PanicCPU == nil:
+			t.Errorf("%s is in no panic", machine)
+		default:
+			checkCrashStack(t, kept(t, dir, "-m", machine, "bt", "--cpu", fmt.Sprint(*m.PanicCPU)))
+		}
+	}
+	if got := kept(t, dir, "-m", machine, "sym", "sysrq_handle_crash"); !strings.Contains(got, fmt.Sprintf("%x", symbol)) {
+		t.Errorf("sym says %q, the guest said %#x", got, symbol)
+	}
+	for _, name := range []string{"report.txt", "report.html"} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil || !strings.Contains(string(text), sysrqPanic) || !strings.Contains(string(text), "sysrq_handle_crash") {
+			t.Errorf("%s: %v\n%s", name, err, text)
+		}
+	}
+}
+
+// checkSameMemory: what a watch kept of the memory of a QEMU that was killed says what
+// the memory file says.
+func checkSameMemory(t *testing.T, dir, memory string) {
+	t.Helper()
+	for _, m := range []string{"l1", "vm0"} {
+		for _, q := range []string{"dmesg", "ps", "lsmod"} {
+			want, got := kept(t, memory, "-m", m, q), kept(t, dir, "-m", m, q)
+			if want == "" || want != got {
+				t.Errorf("%s of %s: memory file\n%.1000s\nkept\n%.1000s", q, m, want, got)
+			}
+		}
+	}
+	if text := kept(t, dir, "status"); !strings.Contains(text, "it has no registers: QEMU had ended") {
+		t.Errorf("status says\n%s", text)
+	}
+}
