@@ -121,6 +121,11 @@ func splitOff(own *candidate, inner *arch.Registers) {
 	}
 }
 
+// controlReader reads what a hypervisor says of one CPU's control block again.
+type controlReader interface {
+	Read() (linux.ControlBlock, error)
+}
+
 // deeperAgain is deeper for the CPUs of machines that were known before, where the
 // hypervisor's list is not asked for.
 func (f *Finder) deeperAgain(m *machine.Machine, found map[mem.Phys]*candidate, problem func(string, ...any)) {

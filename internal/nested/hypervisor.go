@@ -66,7 +66,9 @@ func listedCPU(m *machine.Machine, k *linux.Kernel, found map[mem.Phys]*candidat
 	found[at] = c
 	c.vm, c.index, c.fromList = uint64(vm.Addr), v.ID, true
 	c.evidence = append(c.evidence, fmt.Sprintf("vCPU %d of struct kvm at %#x, VMM %s (PID %d)", v.ID, vm.Addr, vm.Comm, vm.PID))
-	c.again = v.Again
+	if v.Again != nil {
+		c.again = v.Again
+	}
 	run, err := deeper(m, found, c, v.Control)
 	if err != nil || c.between {
 		return err

@@ -103,7 +103,7 @@ type identity struct {
 	controls     map[mem.Phys]int // the CPUs' control blocks, with the hypervisor's numbers or -1
 	road         *roadFacts       // the second road to its memory, nil if not known
 	// again reads what the hypervisor has of the CPU of a control block.
-	again map[mem.Phys]*linux.ControlReader
+	again map[mem.Phys]controlReader
 	seen  bool // in the search under way
 }
 
@@ -127,12 +127,12 @@ type candidate struct {
 	score    int    // see judge
 	stale    string // why it is not of a guest that is there, or ""
 
-	live     bool                 // block's registers are of a CPU that is in it, of hardware or not
-	executed mem.Phys             // see machine.CPU
-	merged   mem.Phys             // see machine.CPU
-	inner    *innerGuest          // the guest that the CPU itself is in, or nil
-	between  bool                 // it is being taken there or back
-	again    *linux.ControlReader // or nil
+	live     bool          // block's registers are of a CPU that is in it, of hardware or not
+	executed mem.Phys      // see machine.CPU
+	merged   mem.Phys      // see machine.CPU
+	inner    *innerGuest   // the guest that the CPU itself is in, or nil
+	between  bool          // it is being taken there or back
+	again    controlReader // or nil
 }
 
 // Build makes the tower above root, whose CPUs hold the device state: the
@@ -433,7 +433,7 @@ func (f *Finder) identify(parent *machine.Machine, g []*candidate) *identity {
 			name = parent.Name + "." + name
 		}
 		id = &identity{name: name, parent: parent.Name, controls: make(map[mem.Phys]int),
-			again: make(map[mem.Phys]*linux.ControlReader)}
+			again: make(map[mem.Phys]controlReader)}
 		f.known = append(f.known, id)
 	}
 	id.seen = true

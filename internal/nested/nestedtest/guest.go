@@ -1,6 +1,8 @@
 package nestedtest
 
 import (
+	"maps"
+
 	"nestdbg/internal/arch"
 	"nestdbg/internal/mem"
 	"nestdbg/internal/paging"
@@ -8,29 +10,36 @@ import (
 	"nestdbg/internal/svm/svmtest"
 )
 
-// Guest is a machine inside L1.
+// Guest is a machine inside L1, or inside a guest.
 type Guest struct {
-	// NPT are its nested page tables, in RAM; of an EPTGuest, EPT.
+	// NPT are its nested page tables, in the memory of its hypervisor; of an EPTGuest, EPT.
 	NPT *pagingtest.Builder
 	// Memory is its physical memory; what is touched is mapped.
 	Memory *pagingtest.Guest
 	// Tables are its kernel's page tables, in Memory.
 	Tables *pagingtest.Builder
 
-	world *World
+	world  *World
+	host   pagingtest.Memory  // that of its hypervisor
+	frames *pagingtest.Frames // of host
 }
 
 // VCPU is a CPU of a guest.
 type VCPU struct {
 	Guest   *Guest
-	Control mem.Phys // of its VMCB
+	Control mem.Phys // of its VMCB, in the memory of the guest's hypervisor
 }
 
 // Guest adds a guest without CPUs.
-func (w *World) Guest() *Guest { return w.guest(paging.NPTFourLevel) }
+func (w *World) Guest() *Guest { return w.guest(paging.NPTFourLevel, w.RAM, w.frames) }
 
-func (w *World) guest(second *paging.Format) *Guest {
-	g := &Guest{world: w, NPT: pagingtest.New(second.Name, w.RAM, w.frames)}
+// Guest adds a guest of the guest, without CPUs.
+func (g *Guest) Guest() *Guest {
+	return g.world.guest(paging.NPTFourLevel, g.Memory, pagingtest.NewFrames(mem.Range{First: 0x100000, Last: 0x13ffff}, 0))
+}
+
+func (w *World) guest(second *paging.Format, host pagingtest.Memory, frames *pagingtest.Frames) *Guest {
+	g := &Guest{world: w, host: host, frames: frames, NPT: pagingtest.New(second.Name, host, frames)}
 	g.Memory = g.NPT.Guest()
 	own := pagingtest.NewFrames(mem.Range{First: 0x10000, Last: 0x2ffff}, 0)
 	g.Tables = pagingtest.New(paging.X86FourLevel.Name, g.Memory, own)
@@ -54,7 +63,7 @@ func (g *Guest) TextPhys(va uint64) mem.Phys { return guestText + mem.Phys(va-Te
 
 // CPU adds a CPU that is parked at pc.
 func (g *Guest) CPU(pc, sp uint64) *VCPU {
-	v := &VCPU{Guest: g, Control: g.world.frames.Take()}
+	v := &VCPU{Guest: g, Control: g.frames.Take()}
 	v.Park(pc, sp, nil)
 	return v
 }
@@ -66,7 +75,20 @@ func (v *VCPU) Park(pc, sp uint64, values svmtest.Values) {
 		"CR0": cr0, "CR4": cr4, "EFER": efer, "RIP": pc, "RSP": sp,
 	})
 	svmtest.Set(page, values)
-	v.Guest.world.RAM.Put(v.Control, page)
+	if _, err := v.Guest.host.WritePhys(page, v.Control); err != nil {
+		panic(err)
+	}
+}
+
+// Merged is the VMCB with which v's hypervisor, the machine of by, is run while it runs
+// v: in the memory of by's hypervisor, with the state of v and a second stage that is no
+// other machine's.
+func (v *VCPU) Merged(by *VCPU, pc, sp uint64, values svmtest.Values) *VCPU {
+	m := &VCPU{Guest: by.Guest, Control: by.Guest.frames.Take()}
+	merged := svmtest.Values{"CR3": uint64(v.Guest.Tables.Root()), "nCR3": uint64(by.Guest.frames.Take())}
+	maps.Copy(merged, values)
+	m.Park(pc, sp, merged)
+	return m
 }
 
 // Running is the device state of L1's CPU while it executes v at pc.

@@ -15,7 +15,7 @@ const cr4VMX = cr4 | 1<<13
 const eptBits = 0x5e
 
 // EPTGuest adds a guest without CPUs, for VMX.
-func (w *World) EPTGuest() *Guest { return w.guest(paging.EPTFourLevel) }
+func (w *World) EPTGuest() *Guest { return w.guest(paging.EPTFourLevel, w.RAM, w.frames) }
 
 // VMCS is the page of a VMCS of the guest in one of vmxtest's kinds, as an exit at pc
 // leaves it, changed by values. The hypervisor's exit handler is at hostPC.

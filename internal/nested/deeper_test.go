@@ -1,0 +1,276 @@
+package nested
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"nestdbg/internal/arch"
+	"nestdbg/internal/linux"
+	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
+	"nestdbg/internal/nested/nestedtest"
+	"nestdbg/internal/svm/svmtest"
+)
+
+const (
+	deepText  = uint64(nestedtest.Text)
+	deepStack = deepText + 0x3f00
+)
+
+// deepWorld is L1, L2 in it and L3 in that, each with one CPU and nokaslr.
+type deepWorld struct {
+	*nestedtest.World
+	l2, l3      *nestedtest.Guest
+	own, merged *nestedtest.VCPU // L2's VMCB and the merged one, in L1
+	made        *nestedtest.VCPU // L3's, in L2
+	says        said             // what L1's hypervisor says of L2's CPU
+	finder      *Finder
+}
+
+// said is a hypervisor's word, one for each time that it is asked; the last stays.
+type said []linux.ControlBlock
+
+func (s *said) Read() (linux.ControlBlock, error) {
+	c := (*s)[0]
+	if len(*s) > 1 {
+		*s = (*s)[1:]
+	}
+	return c, nil
+}
+
+// newDeepWorld has L2 behind its VMRUN, at +0x203, and L3 at +0x30 by the merged block
+// and at +0x31 by the one that L2 made. The finder has seen both before.
+func newDeepWorld() *deepWorld {
+	w := &deepWorld{World: nestedtest.New()}
+	w.l2 = w.Guest()
+	w.l3 = w.l2.Guest()
+	w.own = w.l2.CPU(deepText+0x203, deepStack)
+	w.own.Park(deepText+0x203, deepStack, svmtest.Values{"RAX": 0x77, "FS base": 0x3333, "LSTAR": 0x4444})
+	w.made = w.l3.CPU(deepText+0x31, deepStack)
+	w.merged = w.made.Merged(w.own, deepText+0x30, deepStack, svmtest.Values{"EXITCODE": 0x78, "FS base": 0x9999})
+	w.Save(0, w.merged, deepText+0x103, deepStack)
+	for i, g := range []*nestedtest.Guest{w.l2, w.l3} {
+		g.Write(g.TextPhys(deepText+0x10), fmt.Appendf(nil, "here is L%d", i+2))
+	}
+	w.finder = &Finder{count: map[string]int{"l1": 1, "vm0": 1}, known: []*identity{
+		{name: "vm0", parent: "l1", controls: map[mem.Phys]int{w.own.Control: 0}, again: map[mem.Phys]controlReader{w.own.Control: &w.says}},
+		{name: "vm0.vm0", parent: "vm0", controls: map[mem.Phys]int{w.made.Control: 0}, again: map[mem.Phys]controlReader{}},
+	}}
+	return w
+}
+
+// word is what the hypervisor says while L2 is in L3.
+func (w *deepWorld) word() linux.ControlBlock {
+	return linux.ControlBlock{Kind: "vmcb", Phys: w.own.Control, Current: w.merged.Control, Merged: w.merged.Control,
+		Inner: w.made.Control, LastInner: w.made.Control}
+}
+
+// outside is what it says while L2 is not.
+func (w *deepWorld) outside() linux.ControlBlock {
+	c := w.word()
+	c.Current, c.Inner = c.Phys, 0
+	return c
+}
+
+// inL3 is the device state of L1's CPU while it executes L3.
+func (w *deepWorld) inL3(pc uint64) *arch.Registers {
+	r := w.merged.Running(0, pc, deepStack)
+	r.Set("cr3", uint64(w.l3.Tables.Root()))
+	r.Set("nested_cr3", uint64(w.Take())) // the combined second stage, which is nobody's own
+	r.Set("rbx", 0xb3)
+	r.Set("fs_base", 0x5555)
+	return r
+}
+
+func (w *deepWorld) build(r *arch.Registers) *machine.Tower {
+	return w.finder.Build(w.Machine(r), Options{})
+}
+
+// deepOutline is a tower in one line per CPU.
+func deepOutline(t *machine.Tower) string {
+	var b strings.Builder
+	for _, m := range t.Machines {
+		for _, c := range m.CPUs {
+			fmt.Fprintf(&b, "%s %s on %d", m.Name, c.State, c.On)
+			if pc, ok := c.Regs.PC(); ok {
+				fmt.Fprintf(&b, " at +%#x", pc-deepText)
+			}
+			b.WriteString("; ")
+		}
+	}
+	return b.String()
+}
+
+func TestGuestOfGuestByWord(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		device  func(w *deepWorld) *arch.Registers
+		says    func(w *deepWorld) said
+		want    string
+		problem string
+	}{
+		{"a CPU executes L3", func(w *deepWorld) *arch.Registers { return w.inL3(deepText + 0x38) },
+			func(w *deepWorld) said { return said{w.word()} },
+			"l1 hosting on 0 at +0x103; vm0 hosting on 0 at +0x203; vm0.vm0 running on 0 at +0x38; ", ""},
+		{"L1 handles an exit of L3", func(w *deepWorld) *arch.Registers { return w.Host(0, deepText+0x300, deepStack) },
+			func(w *deepWorld) said { return said{w.word()} },
+			"l1 running on 0 at +0x300; vm0 hosting on -1 at +0x203; vm0.vm0 parked on -1 at +0x30; ", ""},
+		{"L1 is about to enter L3 for the first time", func(w *deepWorld) *arch.Registers { return w.Host(0, deepText+0x300, deepStack) },
+			func(w *deepWorld) said { c := w.word(); c.Pending = true; return said{c} },
+			"l1 running on 0 at +0x300; vm0 hosting on -1 at +0x203; vm0.vm0 parked on -1 at +0x31; ", ""},
+		{"L2 handles an exit of L3", func(w *deepWorld) *arch.Registers { return w.own.Running(0, deepText+0x240, deepStack) },
+			func(w *deepWorld) said { return said{w.outside()} },
+			"l1 hosting on 0 at +0x103; vm0 running on 0 at +0x240; vm0.vm0 parked on -1 at +0x31; ", ""},
+		{"L2 is left, and L1's CPU has entered the merged block last", func(w *deepWorld) *arch.Registers {
+			r := w.Host(0, deepText+0x300, deepStack)
+			r.Set("vm_vmcb", uint64(w.merged.Control))
+			return r
+		}, func(w *deepWorld) said { return said{w.outside()} },
+			"l1 running on 0 at +0x300; vm0 parked on -1 at +0x203; vm0.vm0 parked on -1 at +0x31; ", ""},
+		{"L1 is half through the exit from L3 to L2", func(w *deepWorld) *arch.Registers { return w.Host(0, deepText+0x300, deepStack) },
+			func(w *deepWorld) said { c := w.word(); c.Inner = 0; return said{c} },
+			"l1 running on 0 at +0x300; vm0 parked on -1 at +0x203; vm0.vm0 parked on -1 at +0x31; ", ""},
+		// A machine that runs: the words are of a later moment than the CPUs.
+		{"L3 was left since", func(w *deepWorld) *arch.Registers { return w.inL3(deepText + 0x38) },
+			func(w *deepWorld) said { return said{w.outside()} },
+			"l1 hosting on 0 at +0x103; vm0 hosting on 0; vm0.vm0 running on 0 at +0x38; ", ""},
+		{"L3 was entered since", func(w *deepWorld) *arch.Registers { return w.own.Running(0, deepText+0x240, deepStack) },
+			func(w *deepWorld) said { return said{w.word()} },
+			"l1 hosting on 0 at +0x103; vm0 running on 0 at +0x240; vm0.vm0 parked on -1 at +0x31; ", ""},
+		{"L3 was left between two words", func(w *deepWorld) *arch.Registers { return w.Host(0, deepText+0x300, deepStack) },
+			func(w *deepWorld) said { return said{w.word(), w.outside()} },
+			"l1 running on 0 at +0x300; vm0 parked on -1 at +0x203; vm0.vm0 parked on -1 at +0x31; ", ""},
+		// What cannot be.
+		{"whose L3 it is is not known", func(w *deepWorld) *arch.Registers { return w.inL3(deepText + 0x38) },
+			func(w *deepWorld) said { c := w.outside(); c.LastInner = 0; return said{c} },
+			"", "CPU 0 executes a guest of a guest, and whose is not known"},
+		{"L3's block is outside L2's memory", func(w *deepWorld) *arch.Registers { return w.inL3(deepText + 0x38) },
+			func(w *deepWorld) said { c := w.word(); c.Inner = 0x7fffff000; return said{c} },
+			"l1 hosting on 0 at +0x103; vm0 hosting on 0 at +0x203; vm0.vm0 parked on -1 at +0x31; ", "CPU 0 of vm0 is in a guest of its own"},
+		{"the merged block is none", func(w *deepWorld) *arch.Registers { return w.Host(0, deepText+0x300, deepStack) },
+			func(w *deepWorld) said {
+				c := w.word()
+				c.Current, c.Merged = 0x9000, 0x9000
+				return said{c}
+			},
+			"l1 running on 0 at +0x300; vm0 parked on -1 at +0x203; vm0.vm0 parked on -1 at +0x31; ", "the merged control block at 0x9000"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newDeepWorld()
+			w.says = c.says(w)
+			tower := w.build(c.device(w))
+			if got := deepOutline(tower); c.want != "" && got != c.want {
+				t.Errorf("got  %s\nwant %s\nproblems %q", got, c.want, tower.Problems)
+			}
+			if p := strings.Join(tower.Problems, "; "); !strings.Contains(p, c.problem) || (p == "") != (c.problem == "") {
+				t.Errorf("problems %q, want %q", p, c.problem)
+			}
+		})
+	}
+}
+
+// Whose registers are whose while a CPU executes L3, and while it has left it.
+func TestGuestOfGuestRegisters(t *testing.T) {
+	w := newDeepWorld()
+	w.says = said{w.word()}
+	running := w.build(w.inL3(deepText + 0x38))
+	parked := w.build(w.Host(0, deepText+0x300, deepStack))
+	for _, c := range []struct {
+		tower   *machine.Tower
+		machine int
+		reg     string
+		value   uint64
+		known   bool
+	}{
+		{running, 2, "rbx", 0xb3, true},
+		{running, 2, "fs_base", 0x5555, true},
+		{running, 2, "guest_mode", 0, false},
+		{running, 1, "rsp", deepStack, true},
+		{running, 1, "rax", 0x77, true},
+		{running, 1, "cr3", uint64(w.l2.Tables.Root()), true},
+		{running, 1, "rbx", 0, false},     // in no memory
+		{running, 1, "fs_base", 0, false}, // L3's: the hypervisor loads them from L2's own VMCB
+		{running, 1, "lstar", 0, false},
+		{running, 1, "vm_vmcb", 0, false},
+		{parked, 2, "cr3", uint64(w.l3.Tables.Root()), true},
+		{parked, 2, "fs_base", 0x3333, true}, // and leaves them there
+		{parked, 2, "lstar", 0x4444, true},
+		{parked, 2, "rbx", 0, false}, // in KVM, which was not asked
+		{parked, 1, "fs_base", 0, false},
+	} {
+		m := c.tower.Machines[c.machine]
+		if got, ok := m.CPUs[0].Regs.Get(c.reg); got != c.value || ok != c.known {
+			t.Errorf("%s, %s: %s is %#x, %v; want %#x, %v", m.Name, m.CPUs[0].State, c.reg, got, ok, c.value, c.known)
+		}
+	}
+	if m, cpu := running.At(0); m != running.Machines[2] || cpu != m.CPUs[0] {
+		t.Errorf("CPU 0 executes %v", m)
+	}
+	if m, _ := parked.Guest(parked.Machines[1].CPUs[0]); m != parked.Machines[2] {
+		t.Errorf("L2 is in %v", m)
+	}
+	for _, tower := range []*machine.Tower{running, parked} {
+		l1, l2, l3 := tower.Machines[0], tower.Machines[1], tower.Machines[2]
+		if host, at := ExecutedBy(l3, l3.CPUs[0]); host != l1 || at != w.merged.Control || l3.CPUs[0].Control != w.made.Control {
+			t.Errorf("L3 is executed by %s with %#x, its own block is at %#x", host.Name, at, l3.CPUs[0].Control)
+		}
+		if l2.CPUs[0].Control != w.own.Control || l2.CPUs[0].Merged != w.merged.Control {
+			t.Errorf("L2's block is at %#x, the merged one at %#x", l2.CPUs[0].Control, l2.CPUs[0].Merged)
+		}
+		if got := l3.Second.Space.Root(); got != w.l3.NPT.Root() {
+			t.Errorf("L3's second stage is at %#x, L2 made it at %#x", got, w.l3.NPT.Root())
+		}
+		for i, m := range []*machine.Machine{l2, l3} {
+			space, err := m.Space(m.CPUs[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, 10)
+			if _, err := space.ReadVirt(b, mem.Virt(deepText+0x10)); err != nil || string(b) != fmt.Sprintf("here is L%d", i+2) {
+				t.Errorf("%s: %q, %v", m.Name, b, err)
+			}
+		}
+		watched := NewDeliveries(l1, nil, tower).Blocks()
+		if len(watched) != 2 || watched[0] != min(w.own.Control, w.merged.Control) || watched[1] != max(w.own.Control, w.merged.Control) {
+			t.Errorf("events are awaited in %#x, want %#x and %#x", watched, w.own.Control, w.merged.Control)
+		}
+	}
+	landing, err := Land(parked.Machines[2], parked.Machines[2].CPUs[0])
+	if err != nil || landing.PC != deepText+0x30 {
+		t.Errorf("L3 continues at %#x, %v", landing.PC, err)
+	}
+}
+
+// The rule holds at every level: L2 merges for L3 what L1 merges again.
+func TestGuestOfGuestOfGuestByWord(t *testing.T) {
+	w := newDeepWorld()
+	l4 := w.l3.Guest()
+	made := l4.CPU(deepText+0x41, deepStack) // in L3
+	// L2 runs L4 for L3 with a merged block in its own memory, which L1 merges with L2's.
+	w.made.Park(deepText+0x303, deepStack, nil)
+	between := made.Merged(w.made, deepText+0x42, deepStack, nil)
+	w.merged.Park(deepText+0x43, deepStack, svmtest.Values{"CR3": uint64(l4.Tables.Root()), "nCR3": uint64(w.Take())})
+	word := w.word()
+	word.Inner = between.Control
+	w.says = said{word}
+	says := said{{Kind: "vmcb", Phys: w.made.Control, Current: between.Control, Merged: between.Control, Inner: made.Control}}
+	w.finder.known[1].again[w.made.Control] = &says
+
+	device := w.inL3(deepText + 0x48)
+	device.Set("cr3", uint64(l4.Tables.Root()))
+	tower := w.build(device)
+	if got, want := deepOutline(tower), "l1 hosting on 0 at +0x103; vm0 hosting on 0 at +0x203; "+
+		"vm0.vm0 hosting on 0 at +0x303; vm0.vm0.vm0 running on 0 at +0x48; "; got != want || len(tower.Problems) > 0 {
+		t.Errorf("got  %s\nwant %s\nproblems %q", got, want, tower.Problems)
+	}
+	tower = w.build(w.Host(0, deepText+0x300, deepStack))
+	if got, want := deepOutline(tower), "l1 running on 0 at +0x300; vm0 hosting on -1 at +0x203; "+
+		"vm0.vm0 hosting on -1 at +0x303; vm0.vm0.vm0 parked on -1 at +0x43; "; got != want || len(tower.Problems) > 0 {
+		t.Errorf("got  %s\nwant %s\nproblems %q", got, want, tower.Problems)
+	}
+	l4th := tower.Machines[3]
+	if host, at := ExecutedBy(l4th, l4th.CPUs[0]); host != tower.Machines[0] || at != w.merged.Control {
+		t.Errorf("L4 is executed by %s with %#x", host.Name, at)
+	}
+}
