@@ -35,6 +35,7 @@ const agentPath = "/nestdbg"
 // must be there, as modules or built in; extras are for show.
 var (
 	kvmNeeds     = []string{"irqbypass", "kvm", "kvm-amd"}
+	kvmNeedsVMX  = []string{"irqbypass", "kvm", "kvm-intel"}
 	l1Channel    = []string{"virtio_pci", "virtio_console"}
 	vmChannel    = []string{"virtio_mmio", "virtio_console"}
 	extraModules = []string{"loop", "dummy", "brd", "crc7", "crc-itu-t", "zram"}
@@ -64,12 +65,12 @@ func vmMembers(k *Kernel, host *hostFiles, agentBinary []byte) ([]member, error)
 
 // hostMembers makes a machine one that runs VMs: QEMU, KVM, the VMs' kernel and
 // their initramfs.
-func hostMembers(k, vmKernel *Kernel, host *hostFiles, vm []byte) ([]member, error) {
+func hostMembers(k, vmKernel *Kernel, host *hostFiles, vm []byte, kvmModules []string) ([]member, error) {
 	tree, err := readModuleTree(k.Modules)
 	if err != nil {
 		return nil, err
 	}
-	kvm, err := tree.closure(kvmNeeds...)
+	kvm, err := tree.closure(kvmModules...)
 	if err != nil {
 		return nil, fmt.Errorf("kernel %s, which is to run VMs: %w", k.Release, err)
 	}
@@ -99,9 +100,13 @@ func l1Members(k *Kernel, agentBinary []byte) ([]member, error) {
 
 // allMembers is the content of L1's initramfs in a lab of a depth: those of the
 // VMs inside VMs are in it, one in the other.
-func allMembers(l1, vm *Kernel, host *hostFiles, agentBinary []byte, depth int) ([]member, error) {
+func allMembers(l1, vm *Kernel, host *hostFiles, agentBinary []byte, o Options) ([]member, error) {
+	kvm := kvmNeeds
+	if o.Kind == BochsKind {
+		kvm = kvmNeedsVMX
+	}
 	members, err := vmMembers(vm, host, agentBinary)
-	for level := depth - 1; level > 0 && err == nil; level-- {
+	for level := o.Depth - 1; level > 0 && err == nil; level-- {
 		var packed bytes.Buffer
 		if err := pack(&packed, members); err != nil {
 			return nil, err
@@ -117,7 +122,7 @@ func allMembers(l1, vm *Kernel, host *hostFiles, agentBinary []byte, depth int) 
 			return nil, err
 		}
 		var more []member
-		more, err = hostMembers(k, vm, host, packed.Bytes())
+		more, err = hostMembers(k, vm, host, packed.Bytes(), kvm)
 		members = append(members, more...)
 		slices.SortFunc(members, func(a, b member) int { return strings.Compare(a.name, b.name) })
 		members = slices.CompactFunc(members, func(a, b member) bool { return a.name == b.name })
@@ -174,9 +179,9 @@ const keptInitramfses = 4
 
 // buildInitramfs returns L1's initramfs for these kernels, from the cache if
 // its parts have not changed.
-func buildInitramfs(c cache, l1, vm *Kernel, host *hostFiles, agentBinary []byte, depth int,
+func buildInitramfs(c cache, l1, vm *Kernel, host *hostFiles, agentBinary []byte, o Options,
 	progress func(string)) (string, error) {
-	outer, err := allMembers(l1, vm, host, agentBinary, depth)
+	outer, err := allMembers(l1, vm, host, agentBinary, o)
 	if err != nil {
 		return "", err
 	}

@@ -16,12 +16,17 @@ const (
 	LinuxKind = "linux"
 	// MonitorKind is the hypervisor in lab/monitor as L1, and its program in its VMs.
 	MonitorKind = "monitor"
+	// BochsKind is LinuxKind with KVM for Intel, in the emulator Bochs; it is over when
+	// it is up, and leaves its memory.
+	BochsKind = "bochs"
 )
 
 // kind is what labs of a kind do in their own way.
 type kind struct {
 	defaults func(*Options)
 	check    func(Options) error
+	// start starts the machines in the lab's directory, which exists; nil for QEMU.
+	start func(*Lab, Options, files) error
 	// prepare gets what QEMU needs, and describes the machines.
 	prepare func(context.Context, *Lab, cache, Options) (files, error)
 	// arguments are those of QEMU that not every lab has.
@@ -41,6 +46,10 @@ var kinds = map[string]kind{
 	MonitorKind: {
 		defaults: monitorDefaults, check: Options.checkMonitor, prepare: prepareMonitor, arguments: Options.monitorArguments,
 		listens: (*Lab).consoleListens, wait: waitMonitor,
+	},
+	BochsKind: {
+		defaults: bochsDefaults, check: Options.checkBochs, prepare: prepareBochs, start: startBochs,
+		listens: func(*Lab) error { return nil }, wait: waitBochs,
 	},
 }
 

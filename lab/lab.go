@@ -68,7 +68,11 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, errors.Join(checkFree(dir), err)
 	}
-	if err := l.start(o, f); err != nil {
+	start := kinds[o.Kind].start
+	if start == nil {
+		start = (*Lab).startQEMU
+	}
+	if err := start(l, o, f); err != nil {
 		return nil, errors.Join(err, l.Down(context.WithoutCancel(ctx)))
 	}
 	if err := l.wait(ctx, o); err != nil {
@@ -127,7 +131,7 @@ func prepareLinux(ctx context.Context, l *Lab, c cache, o Options) (files, error
 	if err != nil {
 		return files{}, err
 	}
-	initramfs, err := buildInitramfs(c, l1, vm, host, agentBinary, o.Depth, o.Progress)
+	initramfs, err := buildInitramfs(c, l1, vm, host, agentBinary, o, o.Progress)
 	if err != nil {
 		return files{}, err
 	}
@@ -153,8 +157,8 @@ func (o Options) machines(dir string, l1, vm *Kernel) []Machine {
 	return out
 }
 
-// start starts QEMU in the lab's directory, which exists.
-func (l *Lab) start(o Options, f files) (err error) {
+// startQEMU starts QEMU in the lab's directory, which exists.
+func (l *Lab) startQEMU(o Options, f files) (err error) {
 	if l.MemoryFile, err = createMemoryFile(memDir, l.Dir, o.Name, o.Memory); err != nil {
 		return err
 	}

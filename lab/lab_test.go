@@ -94,7 +94,7 @@ func startFake(t *testing.T, how string, o Options) (*Lab, Options) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.start(o, files{qemu: self}); err != nil {
+	if err := l.startQEMU(o, files{qemu: self}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Down(context.Background()) })

@@ -186,7 +186,8 @@ func (o Options) l1CommandLine() string {
 
 // config is what L1's init is told.
 func (o Options) config() agent.Config {
-	return agent.Config{VMs: o.VMs, VMCPUs: o.VMCPUs, VMMemory: o.VMMemory, VMAppend: o.VMAppend, Depth: o.Depth - 1}
+	return agent.Config{VMs: o.VMs, VMCPUs: o.VMCPUs, VMMemory: o.VMMemory, VMAppend: o.VMAppend, Depth: o.Depth - 1,
+		Tell: o.Kind == BochsKind}
 }
 
 // defaultVMMemory is what a VM of L1 gets in a lab of a depth.

@@ -23,6 +23,9 @@ type Lab struct {
 	Kind string `json:"kind"` // LinuxKind or another
 	// Running says whether QEMU was there when the lab was looked up.
 	Running bool `json:"running"`
+	// Over marks a lab whose machines have ended as they were to: what is left is
+	// MemoryFile, to be looked at with -t.
+	Over bool `json:"over,omitempty"`
 	// Incomplete marks a lab whose start was cut short.
 	Incomplete bool `json:"incomplete,omitempty"`
 	PID        int  `json:"pid"` // of QEMU on L0

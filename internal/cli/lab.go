@@ -82,7 +82,7 @@ func newLabUpCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVar(&o.Name, "name", lab.DefaultName, "name of the lab")
-	f.StringVar(&o.Kind, "kind", lab.LinuxKind, "what L1 and its VMs run: linux, or monitor: a small hypervisor of our own and a C program")
+	f.StringVar(&o.Kind, "kind", lab.LinuxKind, "what L1 and its VMs run: linux, monitor: a small hypervisor of our own and a C program, or bochs: linux with KVM for Intel, in Bochs, of which the memory is left")
 	f.IntVar(&o.VMs, "vms", 1, "number of nested VMs")
 	f.IntVar(&o.CPUs, "cpus", 2, "CPUs of L1; with --kind monitor the default is 1")
 	f.IntVar(&o.VMCPUs, "vm-cpus", 1, "CPUs of each VM")
@@ -98,7 +98,7 @@ func newLabUpCommand() *cobra.Command {
 	f.StringVar(&o.CPUModel, "cpu-model", lab.DefaultCPUModel, "QEMU's -cpu for L1; with ,-la57 it has 4-level paging")
 	f.BoolVar(&u.gdb, "gdb", true, "give QEMU a gdb server")
 	f.BoolVar(&u.wait, "wait", true, "return when every machine is up")
-	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long to wait for that")
+	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long to wait for that; with --kind bochs the default is 15m")
 	f.BoolVar(&u.json, "json", false, "describe the lab as JSON")
 	return cmd
 }
@@ -110,6 +110,7 @@ func (u *labUp) run(cmd *cobra.Command) error {
 	for flag, clear := range map[string]func(){
 		"cpus": func() { o.CPUs = 0 }, "vm-cpus": func() { o.VMCPUs = 0 },
 		"memory": func() { o.Memory = 0 }, "vm-memory": func() { o.VMMemory = 0 },
+		"timeout":   func() { o.Timeout = 0 },
 		"l1-kernel": func() { o.L1Kernel = "" }, "kernel": func() { o.Kernel = "" },
 	} {
 		if !cmd.Flags().Changed(flag) {
@@ -143,11 +144,19 @@ func (u *labUp) run(cmd *cobra.Command) error {
 
 // printLab says what was started and how long it took.
 func printLab(w io.Writer, l *lab.Lab) error {
-	fmt.Fprintf(w, "lab %s is up: QEMU %d, %s\n", l.Name, l.PID, l.Dir)
+	if l.Over {
+		fmt.Fprintf(w, "lab %s is over; its memory is left: nestdbg status -t %s\n", l.Name, l.MemoryFile)
+	} else {
+		fmt.Fprintf(w, "lab %s is up: QEMU %d, %s\n", l.Name, l.PID, l.Dir)
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, m := range l.Machines {
 		if m.Image != "" {
 			fmt.Fprintf(t, "%s\t%s\n", m.Name, strings.TrimPrefix(m.Symbols(), m.Name+"="))
+			continue
+		}
+		if m.BootSeconds == 0 && m.Release != "" {
+			fmt.Fprintf(t, "%s\tLinux %s\n", m.Name, m.Release)
 			continue
 		}
 		if m.Release == "" {
@@ -201,6 +210,8 @@ func printLabs(w io.Writer, labs []*lab.Lab) error {
 		switch {
 		case l.Running:
 			state = "running"
+		case l.Over:
+			state = "over"
 		case l.Incomplete:
 			state = "incomplete"
 		}

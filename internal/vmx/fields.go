@@ -110,6 +110,7 @@ const (
 	GuestESRights   Field = 0x4814 // then as the selectors
 	GuestCSRights   Field = 0x4816
 	GuestSSRights   Field = 0x4818
+	GuestTRRights   Field = 0x4822
 	Interruptible   Field = 0x4824
 	ActivityState   Field = 0x4826
 	GuestSysCS      Field = 0x482a

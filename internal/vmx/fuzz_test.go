@@ -12,6 +12,7 @@ func FuzzAssess(f *testing.F) {
 		f.Add(vmxtest.VMCS(kind, nil))
 		f.Add(vmxtest.Page(kind, nil))
 	}
+	f.Add(realPage(f, "bochs"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p := make([]byte, PageSize)
 		copy(p, b)

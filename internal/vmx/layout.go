@@ -10,6 +10,7 @@ type Layout struct {
 	// implementation takes whatever its processor model has.
 	Revisions []uint32
 	places    map[Field]int // offset of each field in the page
+	rotated   int           // by how many bits to the left it keeps access rights
 }
 
 // Layouts are those known, the likely ones under QEMU first.
@@ -108,8 +109,8 @@ var EnlightenedVMCS = &Layout{Name: "Hyper-V enlightened VMCS", Revisions: []uin
 
 // Bochs is the layout of Bochs 2.7 and older: 64 slots of 4 bytes for each group,
 // by the encoding's low 10 bits (Bochs 2.7 cpu/vmcs.cc, init_VMCS; seen on a KVM
-// guest of Debian's build).
-var Bochs = &Layout{Name: "Bochs 2.7", places: groups(
+// guest of Debian's build). Access rights are rotated, as a descriptor has them.
+var Bochs = &Layout{Name: "Bochs 2.7", rotated: 8, places: groups(
 	func(g int) int { return 0x10 + g*0x100 },
 	func(int) int { return 32 })}
 
@@ -117,8 +118,8 @@ var Bochs = &Layout{Name: "Bochs 2.7", places: groups(
 // ordered as the encodings are (Bochs 783b58fd cpu/vmx.h, vmcs.cc; not seen
 // running). BochsPackedOld is the same before November 2023.
 var (
-	BochsPacked    = &Layout{Name: "Bochs 3", places: packed(0x20, 0x54, 0x30, 0x30)}
-	BochsPackedOld = &Layout{Name: "Bochs before November 2023", places: packed(0x20, 0x50, 0x30, 0x30)}
+	BochsPacked    = &Layout{Name: "Bochs 3", rotated: 8, places: packed(0x20, 0x54, 0x30, 0x30)}
+	BochsPackedOld = &Layout{Name: "Bochs before November 2023", rotated: 8, places: packed(0x20, 0x50, 0x30, 0x30)}
 )
 
 // packed makes the places of four rows of groups, for each width in the order of

@@ -63,7 +63,7 @@ func (f Field) Meaning(value uint64) string {
 	case EntryInfo, 0x4404, 0x4408:
 		return eventMeaning(value)
 	}
-	if f >= GuestESRights && f <= GuestESRights+14 {
+	if f >= GuestESRights && f <= GuestTRRights {
 		return rightsMeaning(value)
 	}
 	return ""

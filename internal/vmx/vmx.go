@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 )
 
 // PageSize is the size of a VMCS region in bytes. IA32_VMX_BASIC may say less,
@@ -77,7 +78,11 @@ func (v *VMCS) Get(f Field) (value uint64, ok bool) {
 	case 2:
 		return uint64(binary.LittleEndian.Uint16(b)), true
 	case 4:
-		return uint64(binary.LittleEndian.Uint32(b)), true
+		x := binary.LittleEndian.Uint32(b)
+		if f >= GuestESRights && f <= GuestTRRights {
+			x = bits.RotateLeft32(x, -v.layout.rotated)
+		}
+		return uint64(x), true
 	}
 	return binary.LittleEndian.Uint64(b), true
 }

@@ -17,6 +17,7 @@ type Config struct {
 	VMMemory uint64 // of each VM, bytes
 	VMAppend string // added to the kernel command line of each VM
 	Depth    int    // how many machines are inside each other below this one; 0 is 1
+	Tell     bool   // there are no channels: what tests want to know is said on the console
 }
 
 const (
@@ -25,6 +26,7 @@ const (
 	keyVMMemory = "nestdbg.vm_memory"
 	keyVMAppend = "nestdbg.vm_append"
 	keyDepth    = "nestdbg.depth"
+	keyTell     = "nestdbg.tell"
 )
 
 // consoles is how many virtio consoles a Linux has (6.1
@@ -94,6 +96,9 @@ func (c Config) CommandLine() string {
 	if c.Deeper() {
 		s += fmt.Sprintf(" %s=%d", keyDepth, c.Depth)
 	}
+	if c.Tell {
+		s += " " + keyTell + "=1"
+	}
 	if c.VMAppend != "" {
 		s += fmt.Sprintf(` %s="%s"`, keyVMAppend, c.VMAppend)
 	}
@@ -115,6 +120,8 @@ func ParseConfig(line string) (Config, error) {
 			c.VMMemory, err = strconv.ParseUint(value, 10, 64)
 		case keyDepth:
 			c.Depth, err = strconv.Atoi(value)
+		case keyTell:
+			c.Tell = value == "1"
 		case keyVMAppend:
 			c.VMAppend = value
 		}

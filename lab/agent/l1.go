@@ -24,6 +24,9 @@ func runL1(children *children, verbs verbs, line string) error {
 	if err != nil {
 		return err
 	}
+	if config, err := ParseConfig(line); err == nil && config.Tell {
+		return runTelling(children, slots, verbs)
+	}
 	if err := loadModules(channelModules); err != nil {
 		return err
 	}

@@ -71,7 +71,11 @@ const runDir = "/run"
 func newSlot(index int, config Config, children *children) *vmSlot {
 	s := &vmSlot{index: index, children: children, inside: config.namesIn(index)[1:]}
 	for _, name := range config.namesIn(index) {
-		s.channels = append(s.channels, &channel{socket: agentSocket(name), up: newLatePort(VMPort(name))})
+		ch := &channel{socket: agentSocket(name), up: newLatePort(VMPort(name))}
+		if config.Tell {
+			ch.up = newTold()
+		}
+		s.channels = append(s.channels, ch)
 	}
 	s.command = func() *exec.Cmd { return vmCommand(s.index, config) }
 	return s
