@@ -299,8 +299,8 @@ func (k *Kdump) Page(a mem.Phys) ([]byte, error) {
 		return nil, corrupt(at, "descriptor of page %#x: %#x bytes at %#x", a, size, offset)
 	}
 	b := make([]byte, size)
-	if err := k.readWhole(b, offset, fmt.Sprintf("page %#x", a)); err != nil {
-		return nil, err
+	if err := k.readWhole(b, offset, "page"); err != nil {
+		return nil, fmt.Errorf("page %#x: %w", a, err)
 	}
 	page, err := k.packer.unpack(b, flags, int(k.block))
 	if err != nil {
@@ -320,7 +320,8 @@ func (k *Kdump) readWhole(p []byte, off uint64, what string) error {
 		}
 		return nil
 	}
-	b, err := readAt(k.r, off, uint64(len(p)), what)
-	copy(p, b)
-	return err
+	if n, err := k.r.ReadAt(p, int64(off)); n < len(p) {
+		return fmt.Errorf("%s at %#x: %w", what, off, err)
+	}
+	return nil
 }

@@ -1,20 +1,17 @@
 package dump
 
 import (
-	"bytes"
 	"fmt"
-	"io"
 	"sync"
 
 	"github.com/klauspost/compress/snappy"
-	"github.com/klauspost/compress/zlib"
 	"github.com/klauspost/compress/zstd"
 )
 
 // unpacker undoes the compression of pages. Its zero value is ready, and safe for
 // concurrent use.
 type unpacker struct {
-	zlibs sync.Pool // of io.ReadCloser that are zlib.Resetter
+	zlibs sync.Pool // of *inflater
 
 	once sync.Once
 	zstd *zstd.Decoder // nil if err
@@ -51,28 +48,12 @@ func (u *unpacker) unpack(b []byte, flags uint32, size int) (page []byte, err er
 }
 
 func (u *unpacker) inflate(b []byte, size int) ([]byte, error) {
-	in := bytes.NewReader(b)
-	var err error
-	z, _ := u.zlibs.Get().(io.ReadCloser)
-	if z == nil {
-		z, err = zlib.NewReader(in)
-	} else {
-		err = z.(zlib.Resetter).Reset(in, nil)
+	f, _ := u.zlibs.Get().(*inflater)
+	if f == nil {
+		f = new(inflater)
 	}
-	if err != nil {
-		return nil, err
-	}
-	defer u.zlibs.Put(z)
-	page := make([]byte, size)
-	if n, err := io.ReadFull(z, page); err != nil {
-		return nil, fmt.Errorf("after %d bytes: %w", n, err)
-	}
-	// The end, with its checksum.
-	var more [1]byte
-	if n, err := z.Read(more[:]); n != 0 || err != io.EOF {
-		return nil, fmt.Errorf("no end after %d bytes: %v", size, err)
-	}
-	return page, nil
+	defer u.zlibs.Put(f)
+	return f.inflatePage(b, size)
 }
 
 func (u *unpacker) decode(b []byte, size int) ([]byte, error) {

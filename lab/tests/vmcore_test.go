@@ -3,12 +3,14 @@ package tests
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -42,8 +44,69 @@ func TestVmcore(t *testing.T) {
 			}
 			checkDrgn(t, l, m, file, vmlinux)
 			checkCrash(t, l, m, file, vmlinux)
+			checkCompressed(t, l, m, vmlinux)
+			if m == "l1" {
+				checkExcluded(t, l, file)
+			}
 			thaw()
 		})
+	}
+}
+
+// checkCompressed opens the same machine compressed, by each method with one of the
+// others' tools.
+func checkCompressed(t *testing.T, l *lab.Lab, machine, vmlinux string) {
+	t.Helper()
+	format, check := "kdump-zlib", checkDrgn
+	if machine == "l1" {
+		format, check = "kdump-zstd", checkCrash
+	}
+	file := filepath.Join(t.TempDir(), format)
+	if r := nestdbg(t, on(l, "export", "vmcore", "-m", machine, "-o", file, "--format", format)...); r.status != 0 || r.stderr != "" {
+		t.Fatalf("%+v", r)
+	}
+	for _, q := range vmcoreQuestions {
+		want := must(t, l, append(q, "-m", machine)...)
+		if got := nestdbg(t, append([]string{"-t", file, "-m", "l1"}, q...)...); got.status != 0 || got.stdout != want {
+			t.Errorf("%s: %v: live\n%s\nthe dump\n%+v", format, q, want, got)
+		}
+	}
+	check(t, l, machine, file, vmlinux)
+}
+
+// checkExcluded compares what --exclude leaves out of L1 with what makedumpfile leaves
+// out of the same memory, page for page as far as it counts them.
+func checkExcluded(t *testing.T, l *lab.Lab, elf string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "excluded")
+	var r struct {
+		Excluded []struct {
+			Kind string
+			Size uint64
+		}
+	}
+	text := must(t, l, "export", "vmcore", "-m", "l1", "-o", file, "--format", "kdump-zlib", "--exclude", "free,user,cache", "--json")
+	if err := json.Unmarshal([]byte(text), &r); err != nil || len(r.Excluded) != 3 {
+		t.Fatalf("%v: %s", err, text)
+	}
+	const counts = "16" // makedumpfile's --message-level
+	out := tool(t, "", "makedumpfile", "-c", "-d", "26", "--message-level", counts, elf, file+".makedumpfile")
+	for i, line := range []string{"Non-private cache pages", "Free pages", "User process data pages"} {
+		m := regexp.MustCompile(line + ` *: 0x([0-9a-f]+)`).FindStringSubmatch(out)
+		if m == nil {
+			t.Fatalf("makedumpfile does not say %q:\n%s", line, out)
+		}
+		want, err := strconv.ParseUint(m[1], 16, 64)
+		if err != nil || want == 0 || r.Excluded[i].Size != want*4096 {
+			t.Errorf("%s: %d bytes, makedumpfile %d pages (%v)", r.Excluded[i].Kind, r.Excluded[i].Size, want, err)
+		}
+	}
+	// What the kernel has of its own is all there; command lines are memory of processes.
+	for _, q := range [][]string{{"dmesg"}, {"lsmod"}, {"sym", "schedule"}, {"struct", "task_struct", "init_task"}} {
+		want := must(t, l, append(q, "-m", "l1")...)
+		if got := nestdbg(t, append([]string{"-t", file, "-m", "l1"}, q...)...); got.status != 0 || got.stdout != want {
+			t.Errorf("%v without what can be missed: %+v", q, got)
+		}
 	}
 }
 
