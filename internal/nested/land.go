@@ -42,11 +42,12 @@ func Land(m *machine.Machine, c *machine.CPU) (Landing, error) {
 	return Landing{}, fmt.Errorf("control block of %s CPU %d at %#x is not valid any more", m.Name, c.Index, at)
 }
 
-// ExecutedBy is the control block with which hardware runs the CPU c of the nested
-// machine m, and QEMU's own machine, in whose memory that is. 0 if it is not known: of
-// a guest of a guest that its hypervisor has not entered there is none.
+// ExecutedBy is the control block with which the CPU c of the nested machine m will be
+// entered next, and the machine in whose memory it is and that does so. That is its
+// own hypervisor with its own block, or if that has entered it already, QEMU's own
+// machine with the merged one.
 func ExecutedBy(m *machine.Machine, c *machine.CPU) (*machine.Machine, mem.Phys) {
-	if c.Executed == 0 && m.Parent.Parent == nil {
+	if c.Executed == 0 {
 		return m.Parent, c.Control
 	}
 	host := m.Parent

@@ -154,28 +154,30 @@ func (s *stepper) single(ctx context.Context, m *machine.Machine, c *machine.CPU
 	return nil, ev.CPU == on || ok && pc != s.from, nil
 }
 
-// awaitEntry runs until QEMU's own machine is about to enter this parked CPU again,
-// reads from the control block where it will land, and runs to there. That machine
-// enters every guest there is, also the guest of a guest.
+// awaitEntry runs until a hypervisor is about to enter this parked CPU again, reads
+// from the control block where it will land, and runs to there. If the CPU's own
+// hypervisor is in it, the next entry is that of QEMU's own machine, unless it hands
+// the CPU back first; nobody else is watched meanwhile, since every entry that is
+// costs its guest the time in which its timer fires again.
 func (s *stepper) awaitEntry(ctx context.Context, m *machine.Machine, c *machine.CPU) (*Stop, bool, error) {
-	host, _ := nested.ExecutedBy(m, c)
+	host, control := nested.ExecutedBy(m, c)
 	entry, err := s.entryPoint(host)
 	if err != nil {
 		return nil, false, err
 	}
+	handed := false
 	stop, err := s.d.run(ctx, &goal{trap: Trap{Kind: TrapSoftware, Addr: entry, Size: 1}, reached: func(hm *machine.Machine, hc *machine.CPU) bool {
 		if pc, ok := hc.Regs.PC(); hm.Name != host.Name || !ok || pc != entry {
 			return false
 		}
-		entered, ok := nested.Entering(hm, hc)
-		m, c, err := s.find()
-		if !ok || err != nil {
-			return false
+		if m, c, err := s.find(); err == nil {
+			now, at := nested.ExecutedBy(m, c)
+			handed = now.Name != host.Name || at != control
 		}
-		_, at := nested.ExecutedBy(m, c)
-		return at == entered
+		at, ok := nested.Entering(hm, hc)
+		return handed || ok && at == control
 	}})
-	if stop != nil || err != nil {
+	if stop != nil || err != nil || handed {
 		return stop, false, err
 	}
 	m, c, err = s.find()

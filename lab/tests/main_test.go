@@ -126,6 +126,8 @@ func sharedLabs() map[string]*sharedMachine {
 		"samekaslr": {Append: "nokaslr", VMAppend: "nokaslr"},
 		// RAM with a hole below 4 GiB, two VMs of two CPUs.
 		"two": {Memory: 5 << 30, VMs: 2, VMCPUs: 2},
+		// KVM in the VM too, and a Linux in that.
+		"deep": {Depth: 3},
 	} {
 		out[name] = newShared(name, o)
 	}
@@ -165,7 +167,7 @@ func bootShared(o lab.Options) (*lab.Lab, error) {
 	}
 }
 
-// sharedLab is the lab of this name, running: "kaslr", "samekaslr", "two" or that of
+// sharedLab is the lab of this name, running: "kaslr", "samekaslr", "two", "deep" or that of
 // another kernel, such as "6.12". A
 // test leaves it as it was, but for what its guests did meanwhile.
 func sharedLab(t testing.TB, name string) *lab.Lab {

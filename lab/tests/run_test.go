@@ -79,7 +79,7 @@ func TestStepsStayInLayer(t *testing.T) {
 	for _, name := range leavers {
 		starts = append(starts, guestSymbol(t, l, "vm0", name))
 	}
-	s := &stepping{seen: make(map[string]int)}
+	s := &stepping{pid: vm0, seen: make(map[string]int)}
 	s.first, s.last = guestSymbol(t, l, "vm0", "_stext"), guestSymbol(t, l, "vm0", "_etext")
 	before := ask(t, l, "vm0", "clock")
 	c := connect(t, serve(t, l).addr)
@@ -101,25 +101,26 @@ func TestStepsStayInLayer(t *testing.T) {
 	}
 }
 
-// stepping counts what steps of vm0 met. Its kernel is from first to last.
+// stepping counts what steps of a guest met. Its kernel is from first to last.
 type stepping struct {
+	pid         int
 	first, last uint64
 	seen        map[string]int // instructions that leave, by name
 	moved       int
 }
 
-// run lets vm0 run to start and takes steps from there.
+// run lets the guest run to start and takes steps from there.
 func (s *stepping) run(t *testing.T, c *client, start uint64, steps int) {
 	t.Helper()
-	c.setBreak(vm0, 0, start, 1)
+	c.setBreak(s.pid, 0, start, 1)
 	stop := c.cont("c")
-	if stop.pid != vm0 {
-		t.Fatalf("stop %q, want the VM", stop.text)
+	if stop.pid != s.pid {
+		t.Fatalf("stop %q, want machine %d", stop.text, s.pid)
 	}
-	c.clearBreak(vm0, 0, start, 1)
+	c.clearBreak(s.pid, 0, start, 1)
 	pc := start
 	for i := range steps {
-		code, err := c.readMem(vm0, stop.tid, pc, 2)
+		code, err := c.readMem(s.pid, stop.tid, pc, 2)
 		if err != nil {
 			t.Fatalf("step %d: the instruction at %#x cannot be read: %v", i, pc, err)
 		}
@@ -128,18 +129,18 @@ func (s *stepping) run(t *testing.T, c *client, start uint64, steps int) {
 				s.seen[name]++
 			}
 		}
-		next := c.cont("s:" + fmt.Sprintf("p%x.%x", vm0, stop.tid) + ";c")
-		if next.pid != vm0 || next.tid != stop.tid || next.signal != sigTrap {
+		next := c.cont("s:" + fmt.Sprintf("p%x.%x", s.pid, stop.tid) + ";c")
+		if next.pid != s.pid || next.tid != stop.tid || next.signal != sigTrap {
 			t.Fatalf("step %d from %#x ended with %q", i, pc, next.text)
 		}
 		old := pc
-		if pc = c.reg(vm0, stop.tid, "rip"); pc != old {
+		if pc = c.reg(s.pid, stop.tid, "rip"); pc != old {
 			s.moved++
 		}
 		const kernelHalf = 1 << 63
 		if pc >= kernelHalf && (pc < s.first || pc > s.last) {
 			if name := c.monitor(fmt.Sprintf("x/1i %#x", pc)); !strings.Contains(name, "[") {
-				t.Fatalf("step %d from %#x went to %#x, outside L2's kernel (%#x-%#x): %s",
+				t.Fatalf("step %d from %#x went to %#x, outside its kernel (%#x-%#x): %s",
 					i, old, pc, s.first, s.last, name)
 			}
 		}
