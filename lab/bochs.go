@@ -23,7 +23,7 @@ import (
 // knows, so its memory is written to a file, which is what is left to look at.
 
 const (
-	bochsTimeout = 15 * time.Minute
+	bochsTimeout = 20 * time.Minute
 	bochsMemory  = 1536 << 20
 	bochsConfig  = "bochsrc"
 	bochsLog     = "bochs.log"

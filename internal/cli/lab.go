@@ -25,8 +25,9 @@ func newLabCommand() *cobra.Command {
 		Short: "Boot a real nested guest to play with",
 		Long: `Boots Debian Linux with KVM under QEMU's emulation of AMD SVM (L1) and in it
 one or more nested VMs (L2), without KVM on this host; with --depth 3 each of
-these has a nested VM too (L3). Needs Debian or a
-relative of it; "lab up" says which packages are missing.`,
+these has a nested VM too (L3). Other kinds have another L1: a small hypervisor of
+our own, or KVM for Intel in Bochs, which takes minutes and leaves its memory.
+Needs Debian or a relative of it; "lab up" says which packages are missing.`,
 		Args: cobra.NoArgs,
 	}
 	cmd.AddCommand(newLabUpCommand(), newLabListCommand(), newLabDownCommand(),
@@ -74,6 +75,7 @@ func newLabUpCommand() *cobra.Command {
   nestdbg lab up --name two --vms 2 --vm-append nokaslr
   nestdbg lab up --depth 3
   nestdbg lab up --kind monitor --vms 2 --append crash=store
+  nestdbg lab up --kind bochs
   nestdbg lab up --kernel linux-image-cloud-amd64/trixie
   nestdbg status`,
 		Args: cobra.NoArgs,
@@ -98,7 +100,7 @@ func newLabUpCommand() *cobra.Command {
 	f.StringVar(&o.CPUModel, "cpu-model", lab.DefaultCPUModel, "QEMU's -cpu for L1; with ,-la57 it has 4-level paging")
 	f.BoolVar(&u.gdb, "gdb", true, "give QEMU a gdb server")
 	f.BoolVar(&u.wait, "wait", true, "return when every machine is up")
-	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long to wait for that; with --kind bochs the default is 15m")
+	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long to wait for that; with --kind bochs the default is 20m")
 	f.BoolVar(&u.json, "json", false, "describe the lab as JSON")
 	return cmd
 }

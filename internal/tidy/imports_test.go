@@ -73,7 +73,8 @@ var allowed = map[string]string{
 		"github.com/klauspost/compress/zstd github.com/ulikunitz/xz",
 
 	// Everything together, on real machines.
-	"lab/tests": everything,
+	"lab/tests":      everything,
+	"lab/bochstests": everything,
 	"lab/bench": everything,
 
 	"tidy": "",
