@@ -2,6 +2,8 @@
 #include "monitor.h"
 
 #define COM1 0x3f8
+#define LINE_CONTROL (COM1 + 3)
+#define EIGHT_BITS 3 /* 8N1; after a reset a character has five */
 #define LINE_STATUS (COM1 + 5)
 #define READY_TO_SEND 0x20
 
@@ -13,6 +15,8 @@ static void put(char c)
 		;
 	out8(COM1, c);
 }
+
+void console_init(void) { out8(LINE_CONTROL, EIGHT_BITS); }
 
 static void put_number(u64 n, u64 base)
 {

@@ -75,6 +75,7 @@ void run(u64 cpu)
 /* On the first CPU, once. */
 void monitor(void)
 {
+	console_init();
 	memory_init(magic, info);
 	technology = svm.here() ? &svm : vmx.here() ? &vmx : 0;
 	if (!technology)

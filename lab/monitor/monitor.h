@@ -14,6 +14,7 @@
 #define STACK_SIZE 16384 /* boot.S has it, too */
 
 /* console.c: the serial line. %s, %u, %x; every number is a u64. A line is said in one piece. */
+void console_init(void);
 void say(const char *format, ...);
 _Noreturn void die(const char *format, ...);
 
