@@ -89,6 +89,22 @@ func (i *Image) covers(addr uint64) bool {
 	})
 }
 
+// Segments are the run-time addresses of what is loaded, first and last each.
+func (i *Image) Segments() ([][2]uint64, error) {
+	f, err := elf.Open(i.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var out [][2]uint64
+	for _, p := range f.Progs {
+		if first := p.Vaddr + i.Slide; p.Type == elf.PT_LOAD && p.Memsz > 0 && first+p.Memsz-1 >= first {
+			out = append(out, [2]uint64{first, first + p.Memsz - 1})
+		}
+	}
+	return out, nil
+}
+
 // all reads the symbol table. A file without one has no symbols.
 func (i *Image) all() []ImageSymbol {
 	i.once.Do(func() {

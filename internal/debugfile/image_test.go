@@ -47,6 +47,16 @@ func TestImage(t *testing.T) {
 			if err != nil || i.Slide != c.slide || i.Base != plain.Base+c.slide {
 				t.Fatalf("base %#x, slide %#x, %v", i.Base, i.Slide, err)
 			}
+			linkedAt, err := plain.Segments()
+			segments, e := i.Segments()
+			if err != nil || e != nil || len(segments) == 0 || len(segments) != len(linkedAt) || segments[0][0] != i.Base {
+				t.Fatalf("segments %#x, %v; linked %#x, %v", segments, e, linkedAt, err)
+			}
+			for k, s := range segments {
+				if s[0] != linkedAt[k][0]+c.slide || s[1]-s[0] != linkedAt[k][1]-linkedAt[k][0] {
+					t.Errorf("segment %#x, linked %#x", s, linkedAt[k])
+				}
+			}
 			for name, kind := range map[string]byte{"counter": 'D', "next": 't', "_start": 'T'} {
 				linked, got := plain.Lookup(name), i.Lookup(name)
 				if len(linked) != 1 || len(got) != 1 || got[0].Addr != linked[0].Addr+c.slide || got[0].Type != kind || got[0].Size == 0 {

@@ -69,11 +69,18 @@ type AddrRange struct {
 	Last  Hex `json:"last"`
 }
 
-// NewAudit looks at the machines of the last look. At most limit ranges are listed in each
-// place; 0 for all.
-func NewAudit(s *session.Session, limit int) *Audit {
+// NewAudit looks at the machines of the last look. loaded are the virtual addresses of what
+// somebody says is loaded in them, by name. At most limit ranges are listed in each place;
+// 0 for all.
+func NewAudit(s *session.Session, loaded map[string][]mem.Range, limit int) *Audit {
 	t := s.Tower()
-	a := nested.NewAudit(t, images(s, t))
+	known := images(s, t)
+	for name, ranges := range loaded {
+		if m, ok := t.Machine(name); ok {
+			known[m] = append(known[m], inMemory(m, ranges)...)
+		}
+	}
+	a := nested.NewAudit(t, known)
 	r := &Audit{Machines: []string{}, Matrix: [][]uint64{}, Shared: []Shared{}, Exposed: []Exposed{}, Writable: []Writable{}, Problems: a.Problems}
 	place := make(map[*machine.Machine]int)
 	for i, m := range a.Machines {
@@ -134,6 +141,27 @@ func images(s *session.Session, t *machine.Tower) map[*machine.Machine][]nested.
 		}
 		first := uint64(k.TextPA)
 		out[m] = []nested.Critical{{Range: mem.Range{First: first, Last: first + uint64(end-k.TextVA) - 1}, What: "kernel of " + m.Name}}
+	}
+	return out
+}
+
+// inMemory is where the image at virtual addresses of a machine lies.
+func inMemory(m *machine.Machine, ranges []mem.Range) (out []nested.Critical) {
+	for _, c := range m.CPUs {
+		space, err := m.Space(c)
+		if err != nil {
+			continue
+		}
+		for _, r := range ranges {
+			for x, err := range space.Ranges(r) {
+				if err == nil {
+					out = append(out, nested.Critical{Range: mem.Range{First: uint64(x.Phys), Last: uint64(x.Phys) + x.Size - 1}, What: "image of " + m.Name})
+				}
+			}
+		}
+		if len(out) > 0 {
+			break
+		}
 	}
 	return out
 }

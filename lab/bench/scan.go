@@ -66,7 +66,7 @@ func (b *bench) measureScan(ctx context.Context) ([]row, error) {
 	ours, theirs := s[0].best(), s[1].best()
 	ratio := theirs.cpu.Seconds() / ours.cpu.Seconds()
 	return []row{{
-		question: fmt.Sprintf("search of %d MiB of L1 for guests, one core", size>>20),
+		question: fmt.Sprintf("search of %d MiB of L1 for guests, a core", size>>20),
 		ours:     perSecond(size, ours.cpu),
 		theirs:   perSecond(size, theirs.cpu) + ", reading it",
 		ratio:    fmt.Sprintf("%.2f", ratio),
