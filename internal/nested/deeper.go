@@ -41,7 +41,7 @@ type splitter interface {
 func deeper(m *machine.Machine, found map[mem.Phys]*candidate, own *candidate, control linux.ControlBlock) (*candidate, error) {
 	run := found[control.Merged]
 	executes := run != nil && run != own && run.on >= 0
-	if !executes && own.on < 0 {
+	if !executes && own.on < 0 && !own.live {
 		control = settled(m, own, control)
 	}
 	own.merged = control.Merged

@@ -25,6 +25,7 @@ type deepWorld struct {
 	own, merged *nestedtest.VCPU // L2's VMCB and the merged one, in L1
 	made        *nestedtest.VCPU // L3's, in L2
 	says        said             // what L1's hypervisor says of L2's CPU
+	saysL2      said             // what L2's says of L3's
 	finder      *Finder
 }
 
@@ -55,8 +56,9 @@ func newDeepWorld() *deepWorld {
 	}
 	w.finder = &Finder{count: map[string]int{"l1": 1, "vm0": 1}, known: []*identity{
 		{name: "vm0", parent: "l1", controls: map[mem.Phys]int{w.own.Control: 0}, again: map[mem.Phys]controlReader{w.own.Control: &w.says}},
-		{name: "vm0.vm0", parent: "vm0", controls: map[mem.Phys]int{w.made.Control: 0}, again: map[mem.Phys]controlReader{}},
+		{name: "vm0.vm0", parent: "vm0", controls: map[mem.Phys]int{w.made.Control: 0}, again: map[mem.Phys]controlReader{w.made.Control: &w.saysL2}},
 	}}
+	w.saysL2 = said{{Kind: "vmcb", Phys: w.made.Control, Current: w.made.Control}}
 	return w
 }
 
@@ -254,8 +256,7 @@ func TestGuestOfGuestOfGuestByWord(t *testing.T) {
 	word := w.word()
 	word.Inner = between.Control
 	w.says = said{word}
-	says := said{{Kind: "vmcb", Phys: w.made.Control, Current: between.Control, Merged: between.Control, Inner: made.Control}}
-	w.finder.known[1].again[w.made.Control] = &says
+	w.saysL2 = said{{Kind: "vmcb", Phys: w.made.Control, Current: between.Control, Merged: between.Control, Inner: made.Control}}
 
 	device := w.inL3(deepText + 0x48)
 	device.Set("cr3", uint64(l4.Tables.Root()))
