@@ -1,21 +1,30 @@
 package vmx
 
 import (
+	"encoding/binary"
 	"testing"
 
 	"nestdbg/internal/vmx/vmxtest"
 )
 
-// FuzzAssess looks at a page that begins with the input, by all layouts.
+// FuzzAssess looks at pages by all layouts: those of a VMCS, changed by rows of an offset,
+// 2 bytes, and what is to be there, 8 bytes. Of kind 0 the page is the input itself.
 func FuzzAssess(f *testing.F) {
-	for _, kind := range vmxtest.Kinds {
-		f.Add(vmxtest.VMCS(kind, nil))
-		f.Add(vmxtest.Page(kind, nil))
+	f.Add(uint8(0), realPage(f, "bochs"))
+	for kind := range vmxtest.Kinds {
+		f.Add(uint8(kind+1), []byte{})
+		f.Add(uint8(kind+1), []byte{0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0x78, 0, 0x5e, 0, 0, 1, 0, 0, 0, 0})
 	}
-	f.Add(realPage(f, "bochs"))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t *testing.T, kind uint8, b []byte) {
 		p := make([]byte, PageSize)
-		copy(p, b)
+		if kind %= uint8(len(vmxtest.Kinds) + 1); kind == 0 {
+			copy(p, b)
+		} else {
+			p = vmxtest.VMCS(vmxtest.Kinds[kind-1], nil)
+			for ; len(b) >= 10; b = b[10:] {
+				copy(p[binary.LittleEndian.Uint16(b)%PageSize:], b[2:10])
+			}
+		}
 		a := Assess(p, below2G)
 		if a.Plausible && QuickReject(p) {
 			t.Fatalf("rejected, but assessed as %+v", a)
