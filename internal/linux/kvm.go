@@ -430,8 +430,8 @@ func (r *kvmReader) guessVMCB(vcpu mem.Virt) (ControlBlock, error) {
 		}
 		c := ControlBlock{Kind: "vmcb", Phys: own, Current: own, Guessed: true}
 		if i > 0 {
-			if current, err := blockAt(r.k.space, word(i-1)); err == nil {
-				c.Current = current
+			if current, err := blockAt(r.k.space, word(i-1)); err == nil && current != own {
+				c.Current, c.Merged = current, current
 			}
 		}
 		return c, nil

@@ -236,6 +236,11 @@ func TestGuessVMCB(t *testing.T) {
 			t.Errorf("vCPU %d: %+v, want %+v", i, v.Control, want)
 		}
 	}
+	merged := s.alloc(pageSize, pageSize)
+	s.poke(s.vcpus[1].at("vmcb")-8, merged.va)
+	if got, _, _ = k.KVMs(); got[0].VCPUs[1].Control.Merged != merged.pa || !got[0].VCPUs[1].Control.Between() {
+		t.Errorf("in a guest of its own: %+v", got[0].VCPUs[1].Control)
+	}
 	s.vcpus[0].set("pa", 0)
 	if _, problems, _ := k.KVMs(); len(problems) != 1 || !errors.Is(problems[0].Err, ErrNotFound) {
 		t.Errorf("nothing like a VMCB: %v", problems)

@@ -56,6 +56,9 @@ func deeper(m *machine.Machine, found map[mem.Phys]*candidate, own *candidate, c
 		own.between = true
 		splitOff(own, nil)
 		own.block.why = "its own VM entry or exit, which its hypervisor is half through"
+		if control.Guessed {
+			own.block.why = "its own VM entry, into a guest of which its hypervisor's types say nothing"
+		}
 	}
 	if control.Inner == 0 && executes {
 		return nil, fmt.Errorf("CPU %d executes a guest of a guest, and whose is not known", run.on)
