@@ -22,7 +22,7 @@ with --all also "stale", what has the form and cannot be in use, and host save a
 			if err := a.look(c.Context(), session.Full); err != nil {
 				return err
 			}
-			found, problems, err := a.session.Find(c.Context())
+			found, problems, err := a.session.Find(c.Context(), a.blind)
 			if err != nil {
 				return err
 			}

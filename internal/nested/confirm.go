@@ -203,7 +203,11 @@ func (c *candidate) sameCPU() string {
 	for _, name := range []string{"rip", "rsp", "cr3", "gs_base", "tr_base"} {
 		v, ok := c.block.regs.Get(name)
 		if !ok || v == 0 && name == "rsp" {
-			return ""
+			if name == "rip" || name == "rsp" || name == "cr3" {
+				return ""
+			}
+			key += " ?"
+			continue
 		}
 		some = some || v != 0 && (name == "gs_base" || name == "tr_base")
 		key += fmt.Sprintf(" %#x", v)

@@ -62,6 +62,9 @@ const surveyTables = 1 << 15
 // Survey reads the tables at root. inRAM says whether a page is RAM.
 func (f *Format) Survey(r mem.PhysReader, root mem.Phys, inRAM func(mem.Phys) bool) *Survey {
 	s := &surveyor{format: f, reader: r, inRAM: inRAM, seen: make(map[tableAt]bool)}
+	if len(f.levels) == 0 {
+		return &s.out // no tables at all
+	}
 	s.table(0, root)
 	for t := range s.seen {
 		if t.level > 0 {

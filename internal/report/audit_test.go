@@ -47,7 +47,7 @@ func TestFound(t *testing.T) {
 	if _, err := s.Look(t.Context(), session.Full); err != nil {
 		t.Fatal(err)
 	}
-	found, problems, err := s.Find(t.Context())
+	found, problems, err := s.Find(t.Context(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
