@@ -179,6 +179,8 @@ type watching struct {
 	known   bool      // machines were looked at
 	nextDue time.Time // of the next look
 	trouble string    // what was said last about being unable to ask
+	deaf    bool      // somebody else had QEMU's socket until now
+	stands  int       // steps in a row in which the machine stood, and why was not known
 }
 
 const (
@@ -200,7 +202,8 @@ func (w *watching) run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		found, err := w.step(ctx)
 		if errors.Is(err, session.ErrGone) {
-			found = append(found, w.watcher.Ended()...)
+			// Its last words may have come with an answer to something else.
+			found = append(append(found, w.late(ctx)...), w.watcher.Ended(w.deaf)...)
 			if err := w.happened(ctx, found, true); err != nil {
 				return err
 			}
@@ -222,12 +225,10 @@ func (w *watching) run(ctx context.Context) error {
 // step waits a little for QEMU's events, and looks at logs and machines.
 func (w *watching) step(ctx context.Context) (found []watch.Incident, err error) {
 	heard, err := w.live.Events(ctx, watchEvery)
+	w.deaf = heard.Missed
 	// What a kernel says goes before what QEMU says of it, also when QEMU is gone: its
 	// memory is still mapped here.
-	found = w.readLogs()
-	if err == nil {
-		found = append(found, w.events(heard)...)
-	}
+	found = append(w.readLogs(), w.events(heard)...)
 	if errors.Is(err, session.ErrGone) || time.Now().Before(w.nextDue) {
 		return found, err
 	}
@@ -253,6 +254,13 @@ func (w *watching) events(heard target.Heard) (found []watch.Incident) {
 		found = append(found, w.watcher.Event(e.Name, e.Data)...)
 	}
 	return found
+}
+
+// late takes the events that came with an answer to something else.
+func (w *watching) late(ctx context.Context) []watch.Incident {
+	heard, _ := w.live.Events(ctx, 0) // the next step meets the error, too
+	w.deaf = w.deaf || heard.Missed
+	return w.events(heard)
 }
 
 // cannot says once why QEMU or its machine cannot be asked; memory is watched all the
@@ -335,22 +343,37 @@ func (w *watching) goOn(ctx context.Context) error {
 		return nil
 	}
 	_, state, err := w.live.Status(ctx)
-	if err != nil || state != "shutdown" {
-		return nil // the next step meets the error, too
+	if err != nil {
+		return nil // the next step meets it, too
 	}
-	if w.watcher.WasReset() && w.own.Reboot == "reset" {
-		if err := w.live.SetEndings(ctx, w.own); err != nil {
-			return err
-		}
-		w.watcher.Resumed()
-		clear(w.logs)
-		if err := w.live.Reset(ctx); err != nil {
-			return err
-		}
-		return w.live.SetEndings(ctx, target.Endings{Reboot: "shutdown", Shutdown: "pause"})
+	if state != "shutdown" {
+		w.stands = 0
+		return nil
 	}
-	if w.own.Shutdown == "poweroff" {
+	reset, known := w.watcher.WasReset()
+	switch {
+	case !known:
+		if w.stands++; w.stands != 2 { // the event may be on its way, and once is enough
+			return nil
+		}
+		return w.note("the machine stands, held; somebody else had QEMU's socket, so whether it wanted a reset or its end is not known: it is left so (QMP system_reset and cont, or quit)")
+	case reset && w.own.Reboot == "reset":
+		return w.reset(ctx)
+	case w.own.Shutdown == "poweroff":
 		return w.live.Quit(ctx)
 	}
 	return nil
+}
+
+// reset resets a machine that was held before its reset.
+func (w *watching) reset(ctx context.Context) error {
+	if err := w.live.SetEndings(ctx, w.own); err != nil {
+		return err
+	}
+	w.watcher.Resumed()
+	clear(w.logs)
+	if err := w.live.Reset(ctx); err != nil {
+		return err
+	}
+	return w.live.SetEndings(ctx, target.Endings{Reboot: "shutdown", Shutdown: "pause"})
 }

@@ -95,10 +95,15 @@ func (w *watching) look(ctx context.Context) ([]watch.Incident, error) {
 	if err != nil {
 		return nil, err
 	}
-	found := w.watcher.State(state)
+	// The event says more than the state that came of it.
+	found := append(w.late(ctx), w.watcher.State(state)...)
 	var seen []watch.Machine
+	faulted := map[uint64]bool{}
 	for _, m := range tower.Machines {
-		seen = append(seen, w.seen(m))
+		w.faults(m, faulted)
+	}
+	for _, m := range tower.Machines {
+		seen = append(seen, w.seen(m, faulted))
 		w.ids[m.Name] = m.ID
 	}
 	for name := range w.logs {
@@ -110,9 +115,37 @@ func (w *watching) look(ctx context.Context) ([]watch.Incident, error) {
 	return append(found, w.watcher.Look(time.Now(), running, seen)...), nil
 }
 
+// faults adds the guests of m of which KVM has told the VMM that they have shut down, by
+// what it knows them by.
+func (w *watching) faults(m *machine.Machine, faulted map[uint64]bool) {
+	k, err := w.session.Kernel(m)
+	if err != nil {
+		return
+	}
+	vms, _, err := k.KVMs()
+	if err != nil {
+		return // it has no guests
+	}
+	for _, vm := range vms {
+		for _, v := range vm.VCPUs {
+			if down, err := k.VCPUShutDown(v.Addr); err == nil && down {
+				faulted[uint64(vm.Addr)] = true
+			}
+		}
+	}
+}
+
 // seen is what a look shows of one machine; its log is read from now on.
-func (w *watching) seen(m *machine.Machine) watch.Machine {
+func (w *watching) seen(m *machine.Machine, faulted map[uint64]bool) watch.Machine {
 	out := watch.Machine{Name: m.Name}
+	if faulted[m.ID] {
+		out.Faulted = "its VMM's kvm_run"
+	}
+	for _, c := range m.CPUs {
+		if c.State == machine.Parked && c.Why == shutDown {
+			out.Faulted = "its control block"
+		}
+	}
 	k, err := w.session.Kernel(m)
 	if err != nil {
 		return out // it starts, or is no Linux
@@ -136,6 +169,9 @@ func (w *watching) seen(m *machine.Machine) watch.Machine {
 	}
 	return out
 }
+
+// shutDown is the exit of a CPU that has shut down, in the manual's word.
+const shutDown = "shutdown"
 
 // seenCPU is what a look shows of a CPU. One that waits was last seen to execute HLT;
 // whether it takes interrupts is believed if its flags are known.

@@ -31,6 +31,7 @@ func (w *watching) happened(ctx context.Context, found []watch.Incident, gone bo
 	}
 	dir := w.freeName(r)
 	m, err := w.keepMachine(ctx, dir, gone)
+	w.watcher.Stood()
 	if err == nil {
 		r.Saved = dir
 		if m.DevicesLost != "" {

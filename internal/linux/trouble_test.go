@@ -2,11 +2,14 @@ package linux
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"nestdbg/internal/mem"
 )
 
 // TestTroubles: what kernels print, and what only looks like it.
@@ -98,5 +101,25 @@ func TestJiffies(t *testing.T) {
 	}
 	if got, err := newFake(t, fakeLogTypes).find().Jiffies(); err == nil {
 		t.Errorf("without the variable: %d", got)
+	}
+}
+
+func TestVCPUShutDown(t *testing.T) {
+	const types = fakeLogTypes + "struct kvm_vcpu { int cpu; ptr run; }\nstruct kvm_run { long flags; int exit_reason; }\n"
+	for reason, want := range map[uint64]bool{2: false, 8: true} {
+		f := newFake(t, types)
+		run := f.make("kvm_run").set("exit_reason", reason)
+		v := f.make("kvm_vcpu").set("run", run.va)
+		lost := f.make("kvm_vcpu").set("run", 0x1000)
+		k := f.find()
+		if got, err := k.VCPUShutDown(mem.Virt(v.va)); got != want || err != nil {
+			t.Errorf("reason %d: %v, %v", reason, got, err)
+		}
+		if got, err := k.VCPUShutDown(mem.Virt(lost.va)); !errors.Is(err, mem.ErrFault) {
+			t.Errorf("a run that is nowhere: %v, %v", got, err)
+		}
+	}
+	if _, err := newFake(t, fakeLogTypes).find().VCPUShutDown(0x1000); err == nil {
+		t.Error("no error without types")
 	}
 }

@@ -19,8 +19,8 @@ type Event struct {
 // Heard is what there was to hear.
 type Heard struct {
 	Events []Event
-	// Missed says that there may have been others before: QEMU tells only who is
-	// connected.
+	// Missed says that there may have been others before: QEMU tells only who has its
+	// socket, and that was somebody else.
 	Missed bool
 }
 
@@ -34,7 +34,8 @@ const (
 // Events waits for events, for d at most, and returns those since the last call. QEMU
 // tells events to the one who holds its QMP socket, so that is held from now on until
 // Unlisten, also between calls; but as soon as somebody else wants the socket it is
-// left to him for a while. If he keeps it, the error is a *BusyError.
+// left to him for a while. If he keeps it, the error is a *BusyError. With an error
+// there may be events, too: those before it.
 func (m *Machine) Events(ctx context.Context, d time.Duration) (Heard, error) {
 	return m.monitor.listen(ctx, d)
 }
@@ -48,11 +49,26 @@ func (m *monitor) listen(ctx context.Context, d time.Duration) (Heard, error) {
 		return Heard{}, err
 	}
 	defer m.release()
+	err := m.comeBack(ctx)
 	m.listens = true
-	if err := m.comeBack(ctx); err != nil {
-		return Heard{}, err
+	if err == nil {
+		err = m.await(ctx, time.Now().Add(d))
 	}
-	end := time.Now().Add(d)
+	out := Heard{Missed: m.missed}
+	for _, msg := range m.heard {
+		out.Events = append(out.Events, Event{msg.Event, msg.Data})
+	}
+	m.heard, m.missed = nil, false
+	if err == nil && m.wanted() {
+		m.giveBack(ctx)
+		m.drop()
+		m.missed, m.yielded = true, time.Now()
+	}
+	return out, err
+}
+
+// await reads events until there is one and no more, or until end.
+func (m *monitor) await(ctx context.Context, end time.Time) error {
 	for len(m.heard) < heardMax {
 		left := time.Until(end)
 		if len(m.heard) > 0 || left <= 0 {
@@ -64,23 +80,13 @@ func (m *monitor) listen(ctx context.Context, d time.Duration) (Heard, error) {
 		}
 		if err != nil {
 			m.drop()
-			return Heard{}, m.explain(ctx, err)
+			return m.explain(ctx, err)
 		}
 		if msg.Kind == qmp.Event {
 			m.hear(msg)
 		}
 	}
-	out := Heard{Missed: m.missed}
-	for _, msg := range m.heard {
-		out.Events = append(out.Events, Event{msg.Event, msg.Data})
-	}
-	m.heard, m.missed = nil, false
-	if m.wanted() {
-		m.giveBack(ctx)
-		m.drop()
-		m.yielded = time.Now()
-	}
-	return out, nil
+	return nil
 }
 
 // comeBack connects, if need be after the time that somebody else was given.
@@ -96,11 +102,12 @@ func (m *monitor) comeBack(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	if err := m.connect(ctx); err != nil {
+	err := m.connect(ctx)
+	var busy *BusyError
+	if m.missed = m.missed || m.listens && err == nil || errors.As(err, &busy); err != nil {
 		m.drop()
-		return err
 	}
-	return nil
+	return err
 }
 
 // hear keeps an event for listen. Preconditions: the caller has the turn.

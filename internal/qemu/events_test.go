@@ -72,6 +72,32 @@ func TestEventsEnd(t *testing.T) {
 	}
 }
 
+// TestEventsBeforeTheEnd: what QEMU says last is heard, although it is gone then.
+func TestEventsBeforeTheEnd(t *testing.T) {
+	s := &qmptest.Server{Before: `{"event": "SHUTDOWN"}` + "\r\n", Commands: map[string]qmptest.Handler{
+		"echo": echo, "cut": func(json.RawMessage) (any, error) { return nil, os.ErrClosed }}}
+	path := filepath.Join(t.TempDir(), "qmp")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Serve(l)
+	m := newMonitor(Address{"unix", path}, life{pidfd: -1})
+	defer m.close()
+	if h, err := m.listen(t.Context(), time.Millisecond); err != nil || h.Missed {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	checkEcho(t, m, "a")
+	l.Close()
+	if err := m.ask(t.Context(), "cut", nil, nil); err == nil {
+		t.Fatal("no error")
+	}
+	h, err := m.listen(t.Context(), time.Millisecond)
+	if err == nil || len(h.Events) == 0 || h.Events[0].Name != "SHUTDOWN" || h.Missed {
+		t.Errorf("%+v, %v", h, err)
+	}
+}
+
 // TestWaitingIsSeen: a client that is not accepted yet is seen, over both kinds of
 // socket.
 func TestWaitingIsSeen(t *testing.T) {

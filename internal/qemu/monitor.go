@@ -44,7 +44,7 @@ type monitor struct {
 
 	listens bool          // it stays connected, for the events
 	heard   []qmp.Message // events that came and were not asked for yet
-	missed  bool          // there were more, or a time without a connection
+	missed  bool          // there were more, or a time when somebody else had the socket
 	yielded time.Time     // when the socket was last left to somebody else
 
 	mu     sync.Mutex
@@ -213,7 +213,6 @@ func (m *monitor) drop() {
 	}
 	if m.conn != nil {
 		m.conn.Close()
-		m.missed = true
 	}
 	m.conn, m.in, m.held = nil, qmp.Parser{}, nil
 }

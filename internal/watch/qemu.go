@@ -20,6 +20,7 @@ type eventData struct {
 const (
 	reasonGuestReset = "guest-reset"
 	reasonGuestPanic = "guest-panic"
+	reasonQMPReset   = "host-qmp-system-reset"
 )
 
 const lateReset = "QEMU says it when the machine is reset already: its registers are gone, and firmware overwrites its memory; " +
@@ -59,10 +60,10 @@ func (w *Watcher) Event(name string, data json.RawMessage) []Incident {
 // shutdown is for a machine that QEMU ends, or stops where it was told so.
 func (w *Watcher) shutdown(d eventData) []Incident {
 	i := Incident{Class: Shutdown, Machine: first, What: "shut down" + because(d)}
-	w.reset = d.Reason == reasonGuestReset
+	w.reset, w.reason = d.Reason == reasonGuestReset || d.Reason == reasonQMPReset, d.Reason
 	switch d.Reason {
-	case reasonGuestReset:
-		i.Class, i.What = Reset, "was about to be reset by itself, and QEMU ends or stops it"
+	case reasonGuestReset, reasonQMPReset:
+		i.Class, i.What = Reset, "was about to be reset, and QEMU ends or stops it instead"+because(d)
 	case reasonGuestPanic:
 		i.Class = Crash
 	}
@@ -109,24 +110,30 @@ func (w *Watcher) stopped(i Incident) []Incident {
 	return []Incident{i}
 }
 
-// WasReset reports whether the machine stands because it was about to be reset.
-func (w *Watcher) WasReset() bool { return w.reset }
+// WasReset reports whether the machine stands because it was about to be reset; known
+// is false if QEMU's word for that was not heard.
+func (w *Watcher) WasReset() (reset, known bool) { return w.reset, w.reason != "" }
 
 // Resumed is for a machine that stood after its end and that is now reset, by whoever
 // asks here: everything in it begins anew.
 func (w *Watcher) Resumed() {
 	clear(w.machines)
-	w.resumed, w.reset, w.ending, w.qemu, w.looked = true, false, false, "", time.Time{}
+	w.resumed, w.reset, w.ending, w.qemu, w.reason, w.looked = true, false, false, "", "", time.Time{}
 }
 
-// Ended is for a QEMU whose process has ended: the last that is told.
-func (w *Watcher) Ended() []Incident {
+// Ended is for a QEMU whose process has ended: the last that is told. deaf says that
+// somebody else had its socket, and heard what it said.
+func (w *Watcher) Ended(deaf bool) []Incident {
 	if w.ending {
 		return w.end(Incident{Class: Shutdown, Machine: first, What: "has ended with its QEMU, as that had said"})
 	}
 	if !w.wants(Crash) {
 		return nil
 	}
-	return []Incident{{Class: Crash, Machine: self, What: "has ended and had not said that it would: it was killed, or it crashed",
-		Late: "registers went with it"}}
+	i := Incident{Class: Crash, Machine: self, What: "has ended and had not said that it would: it was killed, or it crashed",
+		Late: "registers went with it"}
+	if deaf {
+		i.What = "has ended; somebody else had its QMP socket, so what it said is not known"
+	}
+	return []Incident{i}
 }

@@ -70,6 +70,7 @@ type Watcher struct {
 	qemu     string    // QEMU's state
 	ending   bool      // QEMU said that it ends, or why it stands
 	reset    bool      // it stands because it was about to be reset
+	reason   string    // QEMU's word for that
 	resumed  bool      // the RESET to come is ours
 }
 
@@ -186,6 +187,8 @@ type Machine struct {
 	Kernel string
 	Clock  *uint64 // ticks; nil if not known
 	CPUs   []CPU
+	// Faulted says that a CPU of it has shut down, and who says so; empty if not.
+	Faulted string
 }
 
 // CPU is what a look shows of a CPU.
@@ -194,6 +197,9 @@ type CPU struct {
 	Deaf  bool // it takes no interrupts, as far as known
 	Where string
 }
+
+// Stood is for a machine that was stopped for whoever watches: that time is nobody's.
+func (w *Watcher) Stood() { w.looked = time.Time{} }
 
 // missingLooks is in how many looks a machine has to be missing: a list that changes
 // while it is read may lack one.
@@ -219,6 +225,11 @@ func (w *Watcher) Look(now time.Time, running bool, seen []Machine) (out []Incid
 		}
 		if m.Kernel != "" {
 			s.kernel = m.Kernel
+		}
+		if m.Faulted != "" {
+			s.word = "a triple fault"
+			out = append(out, w.end(Incident{Class: Crash, Machine: m.Name, What: "has shut down its CPU, as after a triple fault, says " + m.Faulted,
+				Late: "the CPU may be reset already"})...)
 		}
 		out = append(out, w.progress(s, m, passed)...)
 	}

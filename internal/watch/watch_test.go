@@ -111,7 +111,7 @@ func TestPanicOfL1(t *testing.T) {
 	s.log("l1", true, panicLine)
 	s.event("SHUTDOWN", `{"guest": true, "reason": "guest-reset"}`)
 	s.note(s.w.State("shutdown"))
-	s.note(s.w.Ended())
+	s.note(s.w.Ended(false))
 	s.want("crash l1")
 }
 
@@ -168,12 +168,23 @@ func TestEnds(t *testing.T) {
 			s.at(1, l1, machine("vm0", "", 1, "r"))
 			s.at(1, l1, machine("vm0", "b", 1, "r"))
 		}},
-		{"QEMU killed", "crash qemu", "killed", func(s *story) { s.note(s.w.Ended()) }},
+		{"seen to fault", "crash vm0", "says KVM", func(s *story) {
+			s.at(1, l1, Machine{Name: "vm0", Kernel: "b", Faulted: "KVM"})
+			s.at(1, l1, machine("vm0", "c", 1, "r"))
+		}},
+		{"QEMU killed", "crash qemu", "killed", func(s *story) { s.note(s.w.Ended(false)) }},
+		{"QEMU ends while somebody else listens", "crash qemu", "not known", func(s *story) { s.note(s.w.Ended(true)) }},
 		{"QEMU quits", "shutdown l1", "host-qmp-quit", func(s *story) {
 			s.event("SHUTDOWN", `{"guest": false, "reason": "host-qmp-quit"}`)
-			s.note(s.w.Ended())
+			s.note(s.w.Ended(false))
 		}},
-		{"seen by its state", "shutdown l1", "after its end", func(s *story) { s.note(s.w.State("shutdown")); s.note(s.w.State("shutdown")) }},
+		{"seen by its state", "shutdown l1", "after its end", func(s *story) {
+			s.note(s.w.State("shutdown"))
+			s.note(s.w.State("shutdown"))
+			if _, known := s.w.WasReset(); known {
+				s.t.Error("it knows why")
+			}
+		}},
 		{"pvpanic", "crash l1", "panicked", func(s *story) {
 			s.event("GUEST_PANICKED", `{"action": "pause"}`)
 			s.note(s.w.State("guest-panicked"))
@@ -185,6 +196,12 @@ func TestEnds(t *testing.T) {
 			s.event("RTC_CHANGE", `{"offset": 1}`)
 			s.event("SHUTDOWN_", "x")
 			s.note(s.w.State("debug"))
+		}},
+		{"reset by QMP, and held", "reset l1", "about to be reset", func(s *story) {
+			s.event("SHUTDOWN", `{"guest": false, "reason": "host-qmp-system-reset"}`)
+			if reset, known := s.w.WasReset(); !reset || !known {
+				s.t.Error("it was not about to be reset")
+			}
 		}},
 		{"not JSON", "reset l1", "was reset", func(s *story) { s.event("RESET", `[1]`) }},
 	} {
@@ -249,6 +266,16 @@ func TestHang(t *testing.T) {
 		s.at(1, machine("l1", "a", 2, "r"))
 		s.want()
 	})
+	t.Run("stopped to be kept", func(t *testing.T) {
+		s := newStory(t, all...)
+		s.at(1, machine("l1", "a", 1, "r"))
+		s.at(1, machine("l1", "a", 2, "r"))
+		for range 100 {
+			s.at(7, machine("l1", "a", 2, "r"))
+			s.w.Stood()
+		}
+		s.want()
+	})
 	t.Run("clocks not known", func(t *testing.T) {
 		s := newStory(t, all...)
 		for range 100 {
@@ -278,7 +305,7 @@ func TestResumed(t *testing.T) {
 	s.event("SHUTDOWN", `{"guest": true, "reason": "guest-reset"}`)
 	s.note(s.w.State("shutdown"))
 	s.want("reset l1")
-	if !s.w.WasReset() {
+	if reset, known := s.w.WasReset(); !reset || !known {
 		t.Error("it does not know why it stands")
 	}
 	s.w.Resumed()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -66,7 +67,7 @@ func (w *watcher) lines(t *testing.T) (out []noticed) {
 const noticeSlack = 3 * time.Second
 
 // incident waits for an incident since a moment, and checks that it was noticed in
-// time and kept.
+// time, if that moment is known, and kept.
 func (w *watcher) incident(t *testing.T, class, machine string, since time.Time) noticed {
 	t.Helper()
 	var found noticed
@@ -79,10 +80,14 @@ func (w *watcher) incident(t *testing.T, class, machine string, since time.Time)
 		}
 		return false
 	})
-	took := found.Time.Sub(since.Truncate(time.Second))
-	t.Logf("%s of %s: noticed within %v to the second, reported after %v: %s", class, machine, took, time.Since(since), found.Incidents[0].What)
-	if took > noticeSlack || found.Saved == "" {
-		t.Errorf("%+v", found)
+	if took := found.Time.Sub(since.Truncate(time.Second)); !since.IsZero() {
+		t.Logf("%s of %s: noticed within %v to the second, reported after %v: %s", class, machine, took, time.Since(since), found.Incidents[0].What)
+		if took > noticeSlack {
+			t.Errorf("too late: %+v", found)
+		}
+	}
+	if found.Saved == "" {
+		t.Errorf("not kept: %+v", found)
 	}
 	return found
 }
@@ -163,5 +168,102 @@ func checkSameMemory(t *testing.T, dir, memory string) {
 	}
 	if text := kept(t, dir, "status"); !strings.Contains(text, "it has no registers: QEMU had ended") {
 		t.Errorf("status says\n%s", text)
+	}
+}
+
+// plainQEMU is a QEMU without a guest: its firmware finds nothing to boot, and resets
+// the machine after some seconds.
+func plainQEMU(t *testing.T, options ...string) *lab.Lab {
+	t.Helper()
+	dir := socketDir(t)
+	l := &lab.Lab{QMPPath: filepath.Join(dir, "qmp")}
+	cmd := exec.Command("qemu-system-x86_64", append([]string{"-M", "q35,memory-backend=ram", "-accel", "tcg", "-m", "64M",
+		"-object", "memory-backend-file,id=ram,share=on,size=64M,mem-path=" + filepath.Join(dir, "ram"), "-boot", "reboot-timeout=4000",
+		"-nodefaults", "-no-user-config", "-display", "none", "-qmp", "unix:" + l.QMPPath + ",server=on,wait=off"}, options...)...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	l.PID = cmd.Process.Pid
+	ended := make(chan bool)
+	go func() { cmd.Wait(); close(ended) }()
+	t.Cleanup(func() { cmd.Process.Kill(); <-ended })
+	eventually(t, "QEMU listens", stopLimit, func() bool { _, err := os.Stat(l.QMPPath); return err == nil })
+	return l
+}
+
+// terminate asks a QEMU to end, as a terminal does, when the watch has its socket back.
+func terminate(t *testing.T, l *lab.Lab) time.Time {
+	t.Helper()
+	time.Sleep(time.Second)
+	if err := syscall.Kill(l.PID, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	return time.Now()
+}
+
+// TestWatchEvents: what QEMU says of a machine that has no kernel, how it was started,
+// and a watch that makes it wait.
+func TestWatchEvents(t *testing.T) {
+	for name, run := range map[string]func(*testing.T){"reset and end": watchReset, "held": watchHeld, "nobody asked": watchNothing} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // they wait for firmware
+			run(t)
+		})
+	}
+}
+
+// watchReset: QEMU goes on, and says so when it is too late.
+func watchReset(t *testing.T) {
+	l := plainQEMU(t)
+	w := watchLab(t, l)
+	if text := w.out.String(); strings.Count(text, "start QEMU with") != 2 || !strings.Contains(text, "-no-reboot") || !strings.Contains(text, "-no-shutdown") {
+		t.Errorf("it began with\n%s", text)
+	}
+	if n := w.incident(t, "reset", "l1", time.Time{}); !strings.Contains(n.Incidents[0].Late, "-no-reboot") || n.Error != "" {
+		t.Errorf("%+v", n)
+	}
+	if got := runState(t, l); got != "running" { // the watch lends the socket
+		t.Errorf("the machine is %s", got)
+	}
+	if n := w.incident(t, "shutdown", "l1", terminate(t, l)); !strings.Contains(n.Incidents[0].What, "host-signal") {
+		t.Errorf("%+v", n)
+	}
+	w.ended(t)
+}
+
+// watchHeld: QEMU waits until the machine is kept, with registers, and then does what
+// it was about to do.
+func watchHeld(t *testing.T) {
+	l := plainQEMU(t)
+	w := watchLab(t, l, "--hold", "--keep", "1")
+	if text := w.out.String(); strings.Contains(text, "start QEMU with") {
+		t.Errorf("it began with\n%s", text)
+	}
+	n := w.incident(t, "reset", "l1", time.Time{})
+	if n.Incidents[0].Late != "" || n.Error != "" || !strings.Contains(kept(t, n.Saved, "status"), "CPU 0  running") {
+		t.Errorf("%+v", n)
+	}
+	eventually(t, "the machine goes on", stopLimit, func() bool { return runState(t, l) == "running" })
+	last := w.incident(t, "shutdown", "l1", terminate(t, l))
+	w.ended(t)
+	if left := entries(t, w.dir); len(left) != 1 || left[0] != filepath.Base(last.Saved) {
+		t.Errorf("kept are %v", left)
+	}
+}
+
+// watchNothing: what nobody asked for is nothing, and QEMU is left as it was.
+func watchNothing(t *testing.T) {
+	l := plainQEMU(t, "-no-reboot", "-no-shutdown")
+	w := watchLab(t, l, "--on", "crash")
+	if text := w.out.String(); strings.Contains(text, "start QEMU with") {
+		t.Errorf("it began with\n%s", text)
+	}
+	eventually(t, "the machine stands", commandLimit, func() bool { return runState(t, l) == "shutdown" })
+	w.signal(syscall.SIGINT)
+	if status := w.waitExit(endLimit); status != 0 {
+		t.Errorf("the watch ended with %d, %s", status, w.errOut)
+	}
+	if left := entries(t, w.dir); len(left) != 0 || runState(t, l) != "shutdown" {
+		t.Errorf("kept are %v, the machine is %s", left, runState(t, l))
 	}
 }
