@@ -22,8 +22,8 @@ const vm0vm0 = 3
 // is what it says itself, a CPU that stops in it is in it, and the machines around
 // it stay what they are.
 func TestGuestOfGuestOfGuest(t *testing.T) {
+	t.Cleanup(func() { endShared(t, "deep") }) // after sharedLab's own
 	l := sharedLab(t, "deep")
-	t.Cleanup(func() { endShared(t, "deep") })
 	// Once: each time L3 makes the whole list.
 	symbols := parseSymbols(t, ask(t, l, "vm0.vm0", "exec grep -E '"+deepSymbols+"' /proc/kallsyms"))
 	remember(l, "vm0.vm0", symbols)
