@@ -3,6 +3,7 @@ package memfile
 import (
 	"bytes"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"nestdbg/internal/dump"
@@ -34,6 +35,40 @@ type pages struct {
 	// cache has each page in one place only, by its number: what follows each other,
 	// as a kernel's tables do, does not push itself out.
 	cache [cachedPages]atomic.Pointer[cachedPage]
+
+	missed atomic.Uint64  // number of the page that was not in cache last
+	busy   atomic.Bool    // somebody reads ahead
+	ahead  sync.WaitGroup // until nobody does
+	closed atomic.Bool
+}
+
+// aheadPages is how far ahead of a reader that goes from page to page another
+// processor begins, and how many pages it takes: what searches and tables need, twice
+// as fast.
+const aheadPages = 16
+
+// readAhead has some of the pages behind page n ready soon.
+func (m *pages) readAhead(n uint64) {
+	if before := m.missed.Swap(n); n <= before || n-before > 2*aheadPages || !m.busy.CompareAndSwap(false, true) {
+		return
+	}
+	m.ahead.Go(func() {
+		defer m.busy.Store(false)
+		for i := range uint64(aheadPages) {
+			if m.closed.Load() {
+				return
+			}
+			if _, err := m.inflated(mem.Phys(n+aheadPages+i) * pageSize); err != nil {
+				return // whoever needs it will hear of it
+			}
+		}
+	})
+}
+
+// close returns when the file is not read any more.
+func (m *pages) close() {
+	m.closed.Store(true)
+	m.ahead.Wait()
 }
 
 // cachedPages bounds what is kept, to 32 MiB.
@@ -55,16 +90,32 @@ func (m *pages) FileOffset(mem.Phys) (uint64, bool) { return 0, false }
 // page is the page that holds a.
 func (m *pages) page(a mem.Phys) ([]byte, error) {
 	at := a &^ (pageSize - 1)
-	slot := &m.cache[uint64(at)/pageSize%cachedPages]
+	if p := m.slot(at).Load(); p != nil && p.at == at {
+		return p.data, nil
+	}
+	m.readAhead(uint64(at) / pageSize)
+	b, err := m.inflated(at)
+	if err != nil {
+		return nil, &mem.FaultError{Space: "physical memory", Addr: uint64(a), Err: err}
+	}
+	return b, nil
+}
+
+func (m *pages) slot(at mem.Phys) *atomic.Pointer[cachedPage] {
+	return &m.cache[uint64(at)/pageSize%cachedPages]
+}
+
+// inflated is the page at a page's address, which is in cache then.
+func (m *pages) inflated(at mem.Phys) ([]byte, error) {
+	slot := m.slot(at)
 	if p := slot.Load(); p != nil && p.at == at {
 		return p.data, nil
 	}
 	b, err := m.dump.Page(at)
-	if err != nil {
-		return nil, &mem.FaultError{Space: "physical memory", Addr: uint64(a), Err: err}
+	if err == nil {
+		slot.Store(&cachedPage{at, b})
 	}
-	slot.Store(&cachedPage{at, b})
-	return b, nil
+	return b, err
 }
 
 // SlicePhys implements mem.PhysSlicer, up to the end of a page.

@@ -101,6 +101,9 @@ func Open(path string, opt Options) (_ *File, err error) {
 // Close unmaps the file. Nothing may be read after that.
 func (f *File) Close() error {
 	var errs []error
+	if m, ok := f.memory.(*pages); ok {
+		m.close()
+	}
 	if f.data != nil {
 		errs = append(errs, unix.Munmap(f.data))
 		f.data = nil
