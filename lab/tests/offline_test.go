@@ -477,17 +477,18 @@ func TestCrashFromMemoryAlone(t *testing.T) {
 
 // TestL1CrashFromMemoryAlone: the same of L1. The registers of its CPUs are gone; the
 // stack of the task that crashed is a guess, and says so. A watch has kept L1's death
-// with registers, and that of a guest that crashed and whose VMM was killed.
+// with registers, and before it a guest that crashed and whose VMM was killed, and one that hung.
 func TestL1CrashFromMemoryAlone(t *testing.T) {
 	l := ownLab(t, lab.Options{Name: *prefix + "-l1crash", Append: "panic=0", VMs: 2})
 	ofL1, ofVM := guestSymbol(t, l, "l1", "sysrq_handle_crash"), guestSymbol(t, l, "vm1", "sysrq_handle_crash")
 	name := look(t, l).names(t, l)["vm1"].Name // by its place in memory
-	w := watchLab(t, l)
+	w := watchLab(t, l, "--hang-after", "5s")
 	guest := w.incident(t, "crash", name, crash(t, l, "vm1", name))
 	ask(t, l, "l1", "vm kill 1")
 	if text := must(t, l, "status"); strings.Count(text, "mapped by") != 1 {
 		t.Errorf("vm1 is there still:\n%s", text)
 	}
+	checkHang(t, l, w)
 	whole := w.incident(t, "crash", "l1", crash(t, l, "l1", "l1"))
 	memory := killQEMU(t, l)
 	w.ended(t)

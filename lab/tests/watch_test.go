@@ -114,6 +114,19 @@ func kept(t *testing.T, dir string, args ...string) string {
 	return r.stdout
 }
 
+// checkHang: a guest that has something to do and whose VMM is stopped makes no
+// progress. Nobody says so, and it is the only one that is left in the lab.
+func checkHang(t *testing.T, l *lab.Lab, w *watcher) {
+	t.Helper()
+	ask(t, l, "vm0", "exec timeout 60 sh -c 'while :; do :; done' > /dev/null 2>&1 &")
+	ask(t, l, "l1", "exec kill -STOP $(pidof qemu-system-x86_64)")
+	n := w.incident(t, "hang", "vm0", time.Time{})
+	if what := n.Incidents[0].What; !strings.Contains(what, "its clock stands for") || !strings.Contains(what, "that of l1 goes on; CPU 0 at ") {
+		t.Errorf("it says %q", what)
+	}
+	ask(t, l, "l1", "exec kill -CONT $(pidof qemu-system-x86_64)")
+}
+
 const sysrqPanic = "Kernel panic - not syncing: sysrq triggered crash"
 
 // checkKeptCrash: a snapshot of a machine that crashed by sysrq has its last words, the
