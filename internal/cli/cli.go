@@ -217,6 +217,9 @@ func (a *app) look(ctx context.Context, effort session.Effort) error {
 		return nil
 	}
 	_, err := a.session.Look(ctx, effort)
+	if err == nil {
+		err = ctx.Err() // a search of memory ends early then, and what it found is not all
+	}
 	return err
 }
 
