@@ -18,6 +18,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+
+	"nestdbg/lab/agent"
 )
 
 // readCPIO lists an archive as "NAME MODE CONTENT", by the format's document
@@ -233,6 +235,79 @@ func TestModuleClosure(t *testing.T) {
 	}
 	if _, err := readModuleTree(t.TempDir()); err == nil {
 		t.Error("an empty directory was taken for modules")
+	}
+}
+
+// The initramfs of L1 has that of its VMs in it, and that one, in a lab of three
+// levels, another.
+func TestInitramfsInInitramfs(t *testing.T) {
+	dir := moduleDir(t)
+	builtin := "kernel/drivers/rng-core.ko\nkernel/virtio_pci.ko\nkernel/virtio_mmio.ko\nkernel/virtio_console.ko\n"
+	if err := writeFile(filepath.Join(dir, "modules.builtin"), []byte(builtin)); err != nil {
+		t.Fatal(err)
+	}
+	tool := filepath.Join(dir, "tool")
+	if err := writeFile(tool, []byte("a program of L0")); err != nil {
+		t.Fatal(err)
+	}
+	k := &Kernel{Image: tool, Modules: dir}
+	host := &hostFiles{files: map[string]string{agent.Busybox: tool, agent.VMQEMU: tool}}
+	for depth := 2; depth <= 3; depth++ {
+		members, err := allMembers(k, k, host, []byte("nestdbg"), Options{Depth: depth})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for level := 1; level <= depth; level++ {
+			var packed bytes.Buffer
+			if err := pack(&packed, members); err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, line := range readCPIO(t, packed.Bytes()) {
+				name, _, _ := strings.Cut(line, " ")
+				names = append(names, name)
+			}
+			hosts := level < depth
+			for name, want := range map[string]bool{"init": true, "nestdbg": true, "bin/busybox": true, "vm/vmlinuz": hosts,
+				"vm/initramfs": hosts, "usr/bin/qemu-system-x86_64": hosts, "modules/kvm/03-kvm_amd.ko": hosts} {
+				if slices.Contains(names, name) != want {
+					t.Errorf("depth %d, level %d: %s is there: %v; %q", depth, level, name, !want, names)
+				}
+			}
+			if sorted := slices.Sorted(slices.Values(names)); len(slices.Compact(sorted)) != len(names) {
+				t.Errorf("depth %d, level %d: files twice: %q", depth, level, names)
+			}
+			role := agent.VMRole
+			if level == 1 {
+				role = agent.L1Role
+			}
+			if i := slices.IndexFunc(members, func(m member) bool { return m.name == "/init" }); !bytes.Equal(members[i].data, initScript(role)) {
+				t.Errorf("depth %d, level %d: init is %q", depth, level, members[i].data)
+			}
+			members = unpack(members)
+		}
+	}
+}
+
+// unpack is what the initramfs inside is made of, from what it was packed with.
+func unpack(members []member) []member {
+	i := slices.IndexFunc(members, func(m member) bool { return m.name == agent.VMInitramfs })
+	if i < 0 {
+		return nil
+	}
+	var out []member
+	for at, b := 0, members[i].data; ; {
+		field := func(i int) int { n, _ := strconv.ParseUint(string(b[at+6+8*i:at+14+8*i]), 16, 32); return int(n) }
+		size, nameSize := field(6), field(11)
+		name := string(b[at+110 : at+110+nameSize-1])
+		data := (at + 110 + nameSize + 3) &^ 3
+		if name == "TRAILER!!!" {
+			return out
+		}
+		if field(1)&0o170000 == 0o100000 {
+			out = append(out, member{name: "/" + name, data: b[data : data+size]})
+		}
+		at = (data + size + 3) &^ 3
 	}
 }
 
