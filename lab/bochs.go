@@ -190,16 +190,18 @@ func makeISO(dir string, o Options, f files) error {
 		return err
 	}
 	defer os.RemoveAll(root)
-	grub := "set timeout=0\nmenuentry l1 {\n\tlinux /boot/vmlinuz " + o.bochsCommandLine() + "\n\tinitrd /boot/initrd\n}\n"
+	grub := "set timeout=0\nmenuentry l1 {\n\t" + o.bochsMenu() + "\n}\n"
 	if err := os.WriteFile(filepath.Join(root, "boot/grub/grub.cfg"), []byte(grub), 0o600); err != nil {
 		return err
 	}
-	if err := copyFile(filepath.Join(root, "boot/vmlinuz"), f.kernel, false); err != nil {
+	if err := copyFile(filepath.Join(root, "boot/kernel"), f.kernel, false); err != nil {
 		return err
 	}
-	// The machine reads slower than it unpacks.
-	if err := copyFile(filepath.Join(root, "boot/initrd"), f.initramfs, true); err != nil {
-		return err
+	if f.initramfs != "" {
+		// The machine reads slower than it unpacks.
+		if err := copyFile(filepath.Join(root, "boot/initrd"), f.initramfs, true); err != nil {
+			return err
+		}
 	}
 	cmd := exec.Command("grub-mkrescue", "-o", filepath.Join(dir, bochsISO), "-d", "/usr/lib/grub/i386-pc", root)
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -230,6 +232,14 @@ func copyFile(to, from string, compress bool) error {
 	}
 	_, err = io.Copy(z, in)
 	return errors.Join(err, z.Close(), out.Close())
+}
+
+// bochsMenu is how GRUB starts L1.
+func (o Options) bochsMenu() string {
+	if o.Kind == BochsMonitorKind {
+		return "multiboot2 /boot/kernel " + o.monitorCommandLine()
+	}
+	return "linux /boot/kernel " + o.bochsCommandLine() + "\n\tinitrd /boot/initrd"
 }
 
 // bochsCommandLine is L1's. The clock of the machine is its instructions, which no other
@@ -271,7 +281,7 @@ func waitBochs(ctx context.Context, _ context.CancelCauseFunc, l *Lab, o Options
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		done, err := said(l.Machines[0].Log, agent.TellEnd)
+		done, err := o.told(l)
 		if done {
 			break
 		}
@@ -296,6 +306,14 @@ func waitBochs(ctx context.Context, _ context.CancelCauseFunc, l *Lab, o Options
 		}
 	}
 	return l.finishBochs(ctx)
+}
+
+// told reports whether L1 has said all that a lab waits for.
+func (o Options) told(l *Lab) (bool, error) {
+	if o.Kind == BochsMonitorKind {
+		return o.monitorTold(l)
+	}
+	return said(l.Machines[0].Log, agent.TellEnd)
 }
 
 // keepMemory stops the machine for good and writes its memory to the lab's file.

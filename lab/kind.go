@@ -19,6 +19,8 @@ const (
 	// BochsKind is LinuxKind with KVM for Intel, in the emulator Bochs; it is over when
 	// it is up, and leaves its memory.
 	BochsKind = "bochs"
+	// BochsMonitorKind is MonitorKind with VMX, in Bochs too.
+	BochsMonitorKind = "bochs-monitor"
 )
 
 // kind is what labs of a kind do in their own way.
@@ -49,6 +51,10 @@ var kinds = map[string]kind{
 	},
 	BochsKind: {
 		defaults: bochsDefaults, check: Options.checkBochs, prepare: prepareBochs, start: startBochs,
+		listens: func(*Lab) error { return nil }, wait: waitBochs,
+	},
+	BochsMonitorKind: {
+		defaults: bochsMonitorDefaults, check: Options.checkBochsMonitor, prepare: prepareBochsMonitor, start: startBochs,
 		listens: func(*Lab) error { return nil }, wait: waitBochs,
 	},
 }

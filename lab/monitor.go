@@ -59,8 +59,11 @@ func (o Options) checkMonitor() error {
 }
 
 func (o Options) monitorArguments(f files) []string {
-	append := fmt.Sprintf("vms=%d cpus=%d %s", o.VMs, o.CPUs, o.Append)
-	return []string{"-kernel", f.kernel, "-append", strings.TrimSpace(append)}
+	return []string{"-kernel", f.kernel, "-append", o.monitorCommandLine()}
+}
+
+func (o Options) monitorCommandLine() string {
+	return strings.TrimSpace(fmt.Sprintf("vms=%d cpus=%d %s", o.VMs, o.CPUs, o.Append))
 }
 
 // prepareMonitor builds the monitor, if that has not been done before.
@@ -165,15 +168,73 @@ func (l *Lab) heard(said []byte) {
 	for i := range l.Machines {
 		l.Machines[i].BootSeconds = time.Since(l.Started).Seconds()
 	}
-	for s := bufio.NewScanner(bytes.NewReader(said)); s.Scan(); {
-		word := strings.Fields(s.Text())
-		if len(word) != 4 || word[0] != "truth" || word[2] != "program" {
-			continue
-		}
-		if m := l.Machine(word[1]); m != nil {
-			m.Base, _ = strconv.ParseUint(word[3], 0, 64)
+	for name, t := range parseTruth(said) {
+		if m := l.Machine(name); m != nil {
+			m.Base = t.Program
 		}
 	}
+}
+
+// Truth is what the monitor said of one VM when it made it: what nestdbg has to find.
+type Truth struct {
+	Program       uint64 // where its program was loaded
+	Control       uint64 // its VMCB or VMCS
+	FirstRoot     uint64 // of the VM's own tables
+	SecondRoot    uint64
+	First, Second []Leaf // in the order in which they were mapped
+}
+
+// Leaf is an entry of a page table that leads to memory.
+type Leaf struct {
+	From, To, Size uint64
+	Rights         string // as in "rw-"
+}
+
+// Truth is the monitor's own word for every VM of a lab, by name.
+func (l *Lab) Truth() (map[string]*Truth, error) {
+	said, err := os.ReadFile(l.Machines[0].Log)
+	return parseTruth(said), err
+}
+
+// parseTruth reads the lines that monitor/README.md describes.
+func parseTruth(said []byte) map[string]*Truth {
+	out := make(map[string]*Truth)
+	for s := bufio.NewScanner(bytes.NewReader(said)); s.Scan(); {
+		word := strings.Fields(s.Text())
+		if len(word) < 4 || word[0] != "truth" || word[1] == L1 {
+			continue
+		}
+		t := out[word[1]]
+		if t == nil {
+			t = &Truth{}
+			out[word[1]] = t
+		}
+		var v [3]uint64
+		for i := range min(len(v), len(word)-3) {
+			v[i], _ = strconv.ParseUint(word[3+i], 0, 64) // a last word may be none
+		}
+		switch word[2] {
+		case "program":
+			t.Program = v[0]
+		case "control":
+			t.Control = v[0]
+		case "stage1-root":
+			t.FirstRoot = v[0]
+		case "stage2-root":
+			t.SecondRoot = v[0]
+		case "stage1", "stage2":
+			if len(word) != 7 {
+				continue
+			}
+			leaf := Leaf{v[0], v[1], v[2], word[6]}
+			if word[2] == "stage1" {
+				t.First = append(t.First, leaf)
+			} else {
+				t.Second = append(t.Second, leaf)
+			}
+		}
+	}
+	return out
 }
 
 // Symbols is what "--symbols" of nestdbg is to be given for a machine that is no Linux,

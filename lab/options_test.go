@@ -51,7 +51,7 @@ func TestOptionErrors(t *testing.T) {
 		{Options{VMAppend: `a="b"`}, "double quotes"},
 		{Options{Append: "a\nb"}, "line breaks"},
 		{Options{VMAppend: strings.Repeat("x", 2000)}, "at most 2047"},
-		{Options{Kind: "windows"}, "there are bochs, linux, monitor"},
+		{Options{Kind: "windows"}, "there are bochs, bochs-monitor, linux, monitor"},
 		{Options{Kind: MonitorKind, VMs: 5}, "1 to 4"},
 		{Options{Kind: MonitorKind, VMs: NoVMs}, "1 to 4"},
 		{Options{Kind: MonitorKind, CPUs: 17}, "1 to 16"},

@@ -84,7 +84,7 @@ func newLabUpCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVar(&o.Name, "name", lab.DefaultName, "name of the lab")
-	f.StringVar(&o.Kind, "kind", lab.LinuxKind, "what L1 and its VMs run: linux, monitor: a small hypervisor of our own and a C program, or bochs: linux with KVM for Intel, in Bochs, of which the memory is left")
+	f.StringVar(&o.Kind, "kind", lab.LinuxKind, "what L1 and its VMs run: linux, monitor: a small hypervisor of our own and a C program, or bochs: linux with KVM for Intel, in Bochs, of which the memory is left; bochs-monitor: the monitor there")
 	f.IntVar(&o.VMs, "vms", 1, "number of nested VMs")
 	f.IntVar(&o.CPUs, "cpus", 2, "CPUs of L1; with --kind monitor the default is 1")
 	f.IntVar(&o.VMCPUs, "vm-cpus", 1, "CPUs of each VM")

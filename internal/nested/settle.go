@@ -256,26 +256,37 @@ func (s *settler) lost() {
 // entries into guests have left their state in memory. There may have been more.
 func (s *settler) saved() {
 	known := make(map[mem.Phys]bool)
+	stacks := make(map[uint64]*machine.CPU)
 	for _, e := range s.entered[-1] {
 		host, save, err := e.tech.saved(s.m, e.at, 0)
 		if err != nil || known[save] {
 			continue
 		}
 		known[save] = true
+		sp, ok := host.SP()
+		if same := stacks[sp]; ok && same != nil {
+			// Each guest may have a host state of its own; two CPUs share no stack.
+			same.Entered = 0
+			same.Source += fmt.Sprintf("; the same stack as for the %s at %#x", e.tech.name(), e.at)
+			continue
+		}
 		c := &machine.CPU{Index: len(s.m.CPUs), On: -1, State: machine.Lost, Regs: host, Source: fmt.Sprintf(
 			"host save area at %#x: of its last entry, with the %s at %#x; what it did since is not known", save, e.tech.name(), e.at)}
 		c.EntryPC, _ = host.PC()
 		c.Entered = e.at
+		stacks[sp] = c
 		s.m.CPUs = append(s.m.CPUs, c)
 	}
 }
 
-// doubt says of the CPU of a guest that was the last to be entered, by a hypervisor of
-// which no more is known, that it may have run on.
+// doubt says of the CPU of a guest that was, or may have been, the last to be entered, by
+// a hypervisor of which no more is known, that it may have run on.
 func doubt(parent *machine.Machine, c *machine.CPU) {
 	for _, p := range parent.CPUs {
-		if p.State == machine.Lost && p.Entered != 0 && p.Entered == c.Control && c.State == machine.Parked {
+		may := p.Entered == c.Control || p.Entered == 0 && p.EntryPC != 0
+		if p.State == machine.Lost && may && c.State == machine.Parked {
 			c.Why += ", and perhaps entered again: the registers are those of its last exit"
+			return
 		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,59 +19,16 @@ import (
 	"nestdbg/lab"
 )
 
-// truth is what the monitor of a lab said of one VM when it made its tables.
-type truth struct {
-	control, root1, root2 uint64
-	first, second         []leaf // in the order in which they were mapped
-}
-
-// leaf is one entry that leads to memory.
-type leaf struct {
-	from, to, size uint64
-	rights         string // as in "rw-"
-}
-
 // bootMonitor boots a lab with the monitor, and returns what that said of its VMs.
-func bootMonitor(t *testing.T, o lab.Options) (*lab.Lab, map[string]*truth) {
+func bootMonitor(t *testing.T, o lab.Options) (*lab.Lab, map[string]*lab.Truth) {
 	t.Helper()
 	o.Kind = lab.MonitorKind
 	l := lab.Start(t, o)
-	said, err := os.ReadFile(l.Machines[0].Log)
+	truth, err := l.Truth()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := make(map[string]*truth)
-	for line := range strings.Lines(string(said)) {
-		word := strings.Fields(line)
-		if len(word) < 4 || word[0] != "truth" || word[1] == "l1" {
-			continue
-		}
-		vm := out[word[1]]
-		if vm == nil {
-			vm = &truth{}
-			out[word[1]] = vm
-		}
-		number := func(i int) uint64 {
-			v, err := strconv.ParseUint(word[i], 0, 64)
-			if err != nil {
-				t.Fatalf("%q: %v", line, err)
-			}
-			return v
-		}
-		switch word[2] {
-		case "control":
-			vm.control = number(3)
-		case "stage1-root":
-			vm.root1 = number(3)
-		case "stage2-root":
-			vm.root2 = number(3)
-		case "stage1":
-			vm.first = append(vm.first, leaf{number(3), number(4), number(5), word[6]})
-		case "stage2":
-			vm.second = append(vm.second, leaf{number(3), number(4), number(5), word[6]})
-		}
-	}
-	return l, out
+	return l, truth
 }
 
 // page is where a page leads and what may be done there.
@@ -82,11 +38,11 @@ type page struct {
 }
 
 // pages cuts leaves into pages of 4 KiB.
-func pages(leaves []leaf) map[uint64]page {
+func pages(leaves []lab.Leaf) map[uint64]page {
 	out := make(map[uint64]page)
 	for _, x := range leaves {
-		for o := uint64(0); o < x.size; o += 4096 {
-			out[x.from+o] = page{x.to + o, x.rights}
+		for o := uint64(0); o < x.Size; o += 4096 {
+			out[x.From+o] = page{x.To + o, x.Rights}
 		}
 	}
 	return out
@@ -122,31 +78,31 @@ func TestMonitorTruth(t *testing.T) {
 	}
 }
 
-func checkMonitorMaps(t *testing.T, l *lab.Lab, name string, want *truth) {
+func checkMonitorMaps(t *testing.T, l *lab.Lab, name string, want *lab.Truth) {
 	t.Helper()
-	second := pages(want.second)
+	second := pages(want.Second)
 	sizes := make(map[uint64]int)
-	for _, x := range want.second {
-		sizes[x.size]++
+	for _, x := range want.Second {
+		sizes[x.Size]++
 	}
 	if sizes[4<<10] < 20 || sizes[2<<20] != 2 || sizes[1<<30] != 1 {
 		t.Errorf("%s: leaves by size %v", name, sizes)
 	}
 	got := decode[monitorMaps](t, must(t, l, "maps", "-m", name, "--stage", "2", "--json"))
-	if uint64(got.Root) != want.root2 {
-		t.Errorf("%s: second stage at %#x, the monitor has it at %#x", name, got.Root, want.root2)
+	if uint64(got.Root) != want.SecondRoot {
+		t.Errorf("%s: second stage at %#x, the monitor has it at %#x", name, got.Root, want.SecondRoot)
 	}
 	comparePages(t, name+" stage 2", expand(got, nil), second)
 
 	got = decode[monitorMaps](t, must(t, l, "maps", "-m", name, "--json"))
-	if uint64(got.Root) != want.root1 {
-		t.Errorf("%s: tables at %#x, the monitor has them at %#x", name, got.Root, want.root1)
+	if uint64(got.Root) != want.FirstRoot {
+		t.Errorf("%s: tables at %#x, the monitor has them at %#x", name, got.Root, want.FirstRoot)
 	}
 	comparePages(t, name+" stage 1", expand(got, func(at, pa, parent uint64, known bool) {
 		if has, ok := second[pa]; ok != known || ok && has.to != parent {
 			t.Errorf("%s: %#x is at %#x, and that at %#x (%v), want %#x (%v)", name, at, pa, parent, known, has.to, ok)
 		}
-	}), pages(want.first))
+	}), pages(want.First))
 }
 
 // expand cuts a report into pages, and tells each where it is in the parent's memory.
@@ -186,7 +142,7 @@ func comparePages(t *testing.T, what string, got, want map[uint64]page) {
 
 // checkMonitorWalks walks to the first and the last byte of every leaf of both stages,
 // and to every page near them that is not mapped.
-func checkMonitorWalks(t *testing.T, l *lab.Lab, vms map[string]*truth) {
+func checkMonitorWalks(t *testing.T, l *lab.Lab, vms map[string]*lab.Truth) {
 	t.Helper()
 	live, err := target.Open(t.Context(), fmt.Sprint(l.PID))
 	if err != nil {
@@ -199,16 +155,16 @@ func checkMonitorWalks(t *testing.T, l *lab.Lab, vms map[string]*truth) {
 	}
 	for name, want := range vms {
 		m, ok := tower.Machine(name)
-		if !ok || len(m.CPUs) != 1 || uint64(m.CPUs[0].Control) != want.control {
-			t.Fatalf("%s: %+v, its control block is at %#x", name, m, want.control)
+		if !ok || len(m.CPUs) != 1 || uint64(m.CPUs[0].Control) != want.Control {
+			t.Fatalf("%s: %+v, its control block is at %#x", name, m, want.Control)
 		}
-		space, err := m.SpaceAt(want.root1)
+		space, err := m.SpaceAt(want.FirstRoot)
 		if err != nil {
 			t.Fatal(err)
 		}
-		checkLeaves(t, name+" stage 1", want.first, space.Translate)
-		checkLeaves(t, name+" stage 2", want.second, m.Second.Space.Translate)
-		second := pages(want.second)
+		checkLeaves(t, name+" stage 1", want.First, space.Translate)
+		checkLeaves(t, name+" stage 2", want.Second, m.Second.Space.Translate)
+		second := pages(want.Second)
 		for at := uint64(0); at < 16<<20; at += 4096 {
 			_, _, err := m.Second.Space.Translate(at)
 			if _, ok := second[at]; ok != (err == nil) {
@@ -219,14 +175,14 @@ func checkMonitorWalks(t *testing.T, l *lab.Lab, vms map[string]*truth) {
 	}
 }
 
-func checkLeaves(t *testing.T, what string, leaves []leaf, translate func(uint64) (mem.Phys, uint64, error)) {
+func checkLeaves(t *testing.T, what string, leaves []lab.Leaf, translate func(uint64) (mem.Phys, uint64, error)) {
 	t.Helper()
 	for _, x := range leaves {
-		for _, o := range []uint64{0, x.size / 2, x.size - 1} {
-			got, together, err := translate(x.from + o)
-			if err != nil || uint64(got) != x.to+o || together != x.size-o {
+		for _, o := range []uint64{0, x.Size / 2, x.Size - 1} {
+			got, together, err := translate(x.From + o)
+			if err != nil || uint64(got) != x.To+o || together != x.Size-o {
 				t.Errorf("%s: %#x is at %#x, %#x to the end of the page, %v; want %#x, %#x",
-					what, x.from+o, got, together, err, x.to+o, x.size-o)
+					what, x.From+o, got, together, err, x.To+o, x.Size-o)
 			}
 		}
 	}

@@ -1,0 +1,53 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// The monitor in Bochs has VMX. Like the other lab in Bochs it leaves its memory.
+
+func bochsMonitorDefaults(o *Options) {
+	setDefault(&o.CPUs, 1)
+	setDefault(&o.Memory, bochsMemory)
+	setDefault(&o.Timeout, 2*time.Minute)
+}
+
+func (o Options) checkBochsMonitor() error {
+	switch {
+	case o.CPUs != 1:
+		return fmt.Errorf("%d CPUs for L1: Bochs has 1", o.CPUs)
+	case o.Memory > bochsMemory:
+		return fmt.Errorf("memory of %dM: in Bochs at most %dM", o.Memory>>20, bochsMemory>>20)
+	case o.NoWait:
+		return errors.New("a lab in Bochs has to be waited for: what is left of it is its memory")
+	}
+	return o.checkMonitor()
+}
+
+// prepareBochsMonitor is prepareMonitor for a machine with VMX.
+func prepareBochsMonitor(ctx context.Context, l *Lab, c cache, o Options) (files, error) {
+	bochs, err := findBochsTools()
+	if err != nil {
+		return files{}, err
+	}
+	o.QEMU = bochs
+	return prepareMonitor(ctx, l, c, o)
+}
+
+// monitorTold reports whether the monitor is ready, and has seen the crash that it was
+// asked for.
+func (o Options) monitorTold(l *Lab) (bool, error) {
+	said, err := os.ReadFile(l.Machines[0].Log)
+	done := bytes.Contains(said, []byte(monitorReady)) &&
+		(!strings.Contains(o.Append, "crash=") || bytes.Contains(said, []byte("\ncrash ")))
+	if done {
+		l.heard(said)
+	}
+	return done, err
+}
