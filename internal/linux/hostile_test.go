@@ -35,6 +35,9 @@ func exercise(k *Kernel, src Source) {
 	for _, pa := range []mem.Phys{0, 0x5000, 0x9000, 1 << 22, 1 << 40, ^mem.Phys(0)} {
 		k.PageFree(pa)
 	}
+	for _, last := range []uint64{0xfff, 0x3fffff, 0x403fff} {
+		k.PageUses([]mem.Range{{Last: last}, {First: ^uint64(0xfff), Last: ^uint64(0)}}, func(mem.Range, PageUse) {})
+	}
 }
 
 // TestMutatedMemory flips bytes all over a machine and asks it everything: no
@@ -42,6 +45,7 @@ func exercise(k *Kernel, src Source) {
 func TestMutatedMemory(t *testing.T) {
 	for _, isNew := range []bool{false, true} {
 		s := newFakeSystem(t, isNew)
+		describeUses(s)
 		src := s.finish()
 		whole := bytes.Clone(s.ram)
 		for seed := range uint64(14) {
@@ -79,6 +83,7 @@ func FuzzMemory(f *testing.F) {
 	var systems []system
 	for _, isNew := range []bool{false, true} {
 		s := newFakeSystem(f, isNew)
+		describeUses(s)
 		src := s.finish()
 		k, err := Find(src)
 		if err != nil {

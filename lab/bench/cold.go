@@ -26,7 +26,7 @@ func (b *bench) measureCold(ctx context.Context) (rows []row, err error) {
 	for _, command := range []string{"ps", "lsmod", "dmesg"} {
 		most := 0
 		s, err := interleave(ctx, coldRounds, contender{command, func(ctx context.Context) (timing, error) {
-			t, anonymous, err := b.runCold(ctx, command)
+			t, anonymous, err := b.runCold(ctx, fmt.Sprint(b.lab.PID), command)
 			most = max(most, anonymous)
 			return t, err
 		}})
@@ -50,11 +50,11 @@ func (b *bench) measureCold(ctx context.Context) (rows []row, err error) {
 	return append(rows, log), err
 }
 
-// runCold runs a command about L2 and returns the most anonymous memory that it had,
-// in bytes.
-func (b *bench) runCold(ctx context.Context, command string) (t timing, anonymous int, err error) {
+// runCold runs a command about L2 of a target and returns the most anonymous memory
+// that it had, in bytes.
+func (b *bench) runCold(ctx context.Context, target, command string) (t timing, anonymous int, err error) {
 	var text strings.Builder
-	cmd := exec.CommandContext(ctx, b.nestdbg, "-t", fmt.Sprint(b.lab.PID), "-m", vm, command)
+	cmd := exec.CommandContext(ctx, b.nestdbg, "-t", target, "-m", vm, command)
 	cmd.Stdout, cmd.Stderr = &text, &text
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {
