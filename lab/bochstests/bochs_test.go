@@ -18,6 +18,7 @@ import (
 	"nestdbg/internal/linux"
 	"nestdbg/internal/machine"
 	"nestdbg/internal/mem"
+	"nestdbg/internal/nested"
 	"nestdbg/internal/session"
 	"nestdbg/internal/target"
 	"nestdbg/lab"
@@ -151,6 +152,47 @@ func TestFound(t *testing.T) {
 		}
 		if release := told(t, m.Name, "ping")[0]; k.Release != release {
 			t.Errorf("%s: Linux %s, it says %s", m.Name, k.Release, release)
+		}
+	}
+}
+
+// TestWithoutKVMsWord: the guest is found in the same memory, with the same second stage,
+// by somebody who knows nothing of Linux.
+func TestWithoutKVMsWord(t *testing.T) {
+	s := view(t)
+	known := s.Tower()
+	l1 := known.Machines[0]
+	blind := new(nested.Finder).Build(&machine.Machine{Name: l1.Name, Level: 1, Arch: l1.Arch, Phys: l1.Phys}, nested.Options{Scan: true})
+	if len(blind.Machines) != 2 {
+		t.Fatalf("%d machines, problems %q", len(blind.Machines), blind.Problems)
+	}
+	got, want := blind.Machines[1], known.Machines[1]
+	if got.CPUs[0].Control != want.CPUs[0].Control || got.Second.Kind != want.Second.Kind ||
+		got.Second.Space.Root() != want.Second.Space.Root() {
+		t.Errorf("VMCS at %#x, %s at %#x", got.CPUs[0].Control, got.Second.Kind, got.Second.Space.Root())
+	}
+}
+
+// TestRegisters: of the parked vCPU those are known that its VMCS has not.
+func TestRegisters(t *testing.T) {
+	s := view(t)
+	vm := s.Tower().Machines[1]
+	k, err := s.Kernel(vm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry, ok := k.Lookup("entry_SYSCALL_64")
+	regs := vm.CPUs[0].Regs
+	if lstar, known := regs.Get("lstar"); !ok || !known || lstar != uint64(entry) {
+		t.Errorf("LSTAR is %#x (%v), entry_SYSCALL_64 at %#x (%v)", lstar, known, entry, ok)
+	}
+	const efer = 0xd01 // SCE, LME, LMA, NXE
+	if v, known := regs.Get("efer"); !known || v != efer {
+		t.Errorf("EFER is %#x (%v), want %#x", v, known, efer)
+	}
+	for _, name := range []string{"rax", "rbx", "r15", "cr2", "k_gs_base", "dr7"} {
+		if _, known := regs.Get(name); !known {
+			t.Errorf("%s is not known", name)
 		}
 	}
 }
