@@ -82,6 +82,35 @@ func (s *settler) guessMode(opt Options) {
 		}
 	}
 	s.m.Mode = nil
+	s.guessGiven(opt.Hints)
+}
+
+// guessGiven is guessMode for a control block that only the person knows: the mode in
+// which its second stage maps the most memory.
+func (s *settler) guessGiven(hints []Hint) {
+	var best *arch.Registers
+	var most uint64
+	var what string
+	for _, mode := range s.m.Modes() {
+		mode.Forget(s.m.RootRegister())
+		s.m.Mode = mode
+		found := make(map[mem.Phys]*candidate)
+		hinted(s.m, found, hints)
+		for _, c := range found {
+			survey := c.block.second.Survey(s.m.Phys, c.block.root, func(a mem.Phys) bool { return inRAM(s.m, a) })
+			if survey.Sensible() && survey.Bytes > most {
+				best, most, what = mode, survey.Bytes, c.block.second.Name
+			}
+		}
+	}
+	if s.m.Mode = best; best != nil {
+		s.problem("no kernel was found that is understood and no registers: second stages are taken to be %s, in which that of the given control block maps the most memory", what)
+	}
+}
+
+// inRAM reports whether a machine has RAM at an address.
+func inRAM(m *machine.Machine, a mem.Phys) bool {
+	return slices.ContainsFunc(m.Phys.PhysRanges(), func(r mem.Range) bool { return r.Contains(uint64(a)) })
 }
 
 // learn finds the control blocks that may be in use.

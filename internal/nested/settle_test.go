@@ -154,3 +154,20 @@ func TestDumpedAlone(t *testing.T) {
 		t.Errorf("problems %q", tower.Problems)
 	}
 }
+
+// Of an unknown hypervisor there is memory alone, and its only VMCB breaks a rule: what the
+// person says gives the mode of its second stage all the same.
+func TestHintInMemoryAlone(t *testing.T) {
+	w := nestedtest.New()
+	v := w.Guest().CPU(text, stack)
+	v.Park(text+0x9000, stack, svmtest.Values{"EFER": 0xd01})
+	if tower := new(nested.Finder).Build(w.Machine(), scan); len(tower.Machines) != 1 {
+		t.Errorf("without a hint\n%s", outline(tower))
+	}
+	opt := scan
+	opt.Hints = []nested.Hint{{Flag: "--vmcb", In: "l1", Control: "VMCB", At: v.Control}}
+	tower := new(nested.Finder).Build(w.Machine(), opt)
+	if len(tower.Machines) != 2 || tower.Machines[1].Second.Space.Root() != v.Guest.NPT.Root() || tower.Machines[1].Second.Kind != "npt4" {
+		t.Errorf("%s%q", outline(tower), tower.Problems)
+	}
+}

@@ -68,6 +68,10 @@ func TestVMStartsAndEnds(t *testing.T) {
 	pause()
 	c.ok("D;1", "D;2")
 	checkLeftAlone(t, l)
+	// What it left in memory is told from a guest without KVM's word, too.
+	if got := decode[foundReport](t, must(t, l, "find", "--blind", "--json")).guests(); len(got) != 1 {
+		t.Errorf("with one VM and the remains of another, %#x are taken for guests", got)
+	}
 }
 
 // TestReboot lets a VM reboot in the same VMM, with its kernel somewhere else
