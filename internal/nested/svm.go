@@ -31,6 +31,9 @@ func (svmTechnology) lastUsed(cpu *arch.Registers) (mem.Phys, bool) {
 
 func (svmTechnology) current(cpu *arch.Registers) (*paging.Format, mem.Phys, error) {
 	root, ok := cpu.Get("nested_cr3")
+	if page := cpu.ControlBlock(); !ok && page != nil {
+		return currentOfKVM(page)
+	}
 	if !ok {
 		return nil, 0, fmt.Errorf("it runs without nested paging, or the nested CR3 is not in the device state")
 	}
@@ -46,6 +49,9 @@ func (svmTechnology) current(cpu *arch.Registers) (*paging.Format, mem.Phys, err
 }
 
 func (svmTechnology) host(parent *machine.Machine, cpu *arch.Registers) (*arch.Registers, string, error) {
+	if page := cpu.ControlBlock(); page != nil {
+		return hostOfKVM(page)
+	}
 	at, ok := cpu.Get("vm_hsave")
 	if !ok {
 		return nil, "", fmt.Errorf("VM_HSAVE_PA is not known")

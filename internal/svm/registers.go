@@ -125,6 +125,24 @@ func HostRegisters(page []byte) (*arch.Registers, error) {
 	return r, nil
 }
 
+// NestedHost reads the hypervisor's own state from the VMCB in KVM's nested state, which
+// has the guest's controls and the hypervisor's save area (Linux 6.12
+// arch/x86/kvm/svm/nested.c:svm_get_nested_state: svm->vmcb01.ptr->save). RIP is behind
+// the VMRUN. What VMLOAD moves is left out: the hypervisor has loaded its guest's.
+func NestedHost(page []byte) (*arch.Registers, error) {
+	v, err := Parse(page)
+	if err != nil {
+		return nil, err
+	}
+	if v.u64(offEFER)&eferSVME == 0 {
+		return nil, fmt.Errorf("%w: save area of a hypervisor without EFER.SVME", ErrCorrupt)
+	}
+	r := arch.NewRegisters(arch.X86)
+	v.runState(r)
+	r.Set("cpl", 0)
+	return r, nil
+}
+
 // HostVMCB is the physical address of the VMCB that the hypervisor was running
 // when it filled this host save area.
 func HostVMCB(page []byte) (mem.Phys, error) {

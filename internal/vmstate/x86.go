@@ -87,6 +87,7 @@ func (c *x86CPU) decode() error {
 	c.x87(find(subs, "cpu/fpop_ip_dp"))
 	c.nesting(find(subs, "cpu/svn_npt"))
 	c.vmcs(nested)
+	c.vmcb(nested)
 	c.common()
 	return nil
 }
@@ -237,6 +238,16 @@ func (c *x86CPU) vmcs(n *Nested) {
 		return
 	}
 	c.regs.Set("vmcs", uint64(n.VMCS12))
+	c.regs.SetControlBlock(n.Page)
+}
+
+// vmcb keeps what KVM says of the VMCB that the CPU runs, which it does only while it does
+// (Linux 6.12 arch/x86/kvm/svm/nested.c:svm_get_nested_state). QEMU's own vm_vmcb is 0 then.
+func (c *x86CPU) vmcb(n *Nested) {
+	if guest, _ := c.regs.Get("guest_mode"); n == nil || n.Kind != NestedSVM || n.Page == nil || guest == 0 {
+		return
+	}
+	c.regs.Set("vm_vmcb", uint64(n.VMCB))
 	c.regs.SetControlBlock(n.Page)
 }
 

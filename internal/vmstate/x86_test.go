@@ -258,9 +258,13 @@ func TestNested(t *testing.T) {
 			// The VMCS that is current goes with the CPU, with what KVM has of it.
 			at, ok := s.CPUs[0].Get("vmcs")
 			block := s.CPUs[0].ControlBlock()
-			active := want.Kind == NestedVMX && want.Page != nil
-			if ok != active || active && at != uint64(want.VMCS12) || (block != nil) != active || active && !bytes.Equal(block, page) {
+			active := want.Page != nil
+			if vmcs := active && want.Kind == NestedVMX; ok != vmcs || vmcs && at != uint64(want.VMCS12) ||
+				(block != nil) != active || active && !bytes.Equal(block, page) {
 				t.Errorf("VMCS at %#x (%v), %d bytes of it", at, ok, len(block))
+			}
+			if at, _ := s.CPUs[0].Get("vm_vmcb"); want.Kind == NestedSVM && active && at != uint64(want.VMCB) {
+				t.Errorf("VMCB at %#x, want %#x", at, want.VMCB)
 			}
 		})
 	}
