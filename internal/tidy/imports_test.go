@@ -75,7 +75,7 @@ var allowed = map[string]string{
 	// Everything together, on real machines.
 	"lab/tests":      everything,
 	"lab/bochstests": everything,
-	"lab/bench": everything,
+	"lab/bench":      everything,
 
 	"tidy": "",
 }
