@@ -180,6 +180,7 @@ type watching struct {
 	nextDue time.Time // of the next look
 	trouble string    // what was said last about being unable to ask
 	deaf    bool      // somebody else had QEMU's socket until now
+	busy    time.Time // until then nothing is asked
 	stands  int       // steps in a row in which the machine stood, and why was not known
 }
 
@@ -190,6 +191,9 @@ const (
 	// long as a look takes there is none.
 	lookEvery = time.Second
 	lookShare = 20
+	// busyPause is how long QEMU is not asked after somebody else kept its socket: it
+	// takes seconds to find that out, in which no log is read.
+	busyPause = 5 * time.Second
 )
 
 // run watches until QEMU or ctx ends.
@@ -224,12 +228,24 @@ func (w *watching) run(ctx context.Context) error {
 
 // step waits a little for QEMU's events, and looks at logs and machines.
 func (w *watching) step(ctx context.Context) (found []watch.Incident, err error) {
+	if time.Now().Before(w.busy) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(watchEvery):
+		}
+		return w.readLogs(), nil
+	}
+	defer func() {
+		if target.IsBusy(err) {
+			w.busy, w.deaf = time.Now().Add(busyPause), true
+		}
+	}()
 	heard, err := w.live.Events(ctx, watchEvery)
 	w.deaf = heard.Missed
 	// What a kernel says goes before what QEMU says of it, also when QEMU is gone: its
 	// memory is still mapped here.
 	found = append(w.readLogs(), w.events(heard)...)
-	if errors.Is(err, session.ErrGone) || time.Now().Before(w.nextDue) {
+	if errors.Is(err, session.ErrGone) || target.IsBusy(err) || time.Now().Before(w.nextDue) {
 		return found, err
 	}
 	begin := time.Now()
@@ -266,7 +282,10 @@ func (w *watching) late(ctx context.Context) []watch.Incident {
 // cannot says once why QEMU or its machine cannot be asked; memory is watched all the
 // same. It waits a little, where Events did not.
 func (w *watching) cannot(ctx context.Context, err error) error {
-	if err == nil || ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil || time.Now().Before(w.busy) && err == nil:
+		return nil
+	case err == nil:
 		w.trouble = ""
 		return nil
 	}
@@ -339,7 +358,7 @@ const letGoTime = 10 * time.Second
 
 // goOn lets a machine that --hold stopped at its end go the way it wanted to.
 func (w *watching) goOn(ctx context.Context) error {
-	if !w.held {
+	if !w.held || time.Now().Before(w.busy) {
 		return nil
 	}
 	_, state, err := w.live.Status(ctx)

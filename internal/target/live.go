@@ -95,6 +95,12 @@ func (l *Live) Events(ctx context.Context, d time.Duration) (Heard, error) {
 	return h, gone(err)
 }
 
+// IsBusy reports whether an error is that somebody else keeps QEMU's socket.
+func IsBusy(err error) bool {
+	var busy *qemu.BusyError
+	return errors.As(err, &busy)
+}
+
 // Unlisten ends what Events began.
 func (l *Live) Unlisten() { l.qemu.Unlisten() }
 

@@ -443,6 +443,9 @@ func killQEMU(t *testing.T, l *lab.Lab) string {
 func TestCrashFromMemoryAlone(t *testing.T) {
 	l := ownLab(t, lab.Options{Name: *prefix + "-crash"})
 	want := guestSymbol(t, l, "vm0", "sysrq_handle_crash")
+	if text := must(t, l, "report"); strings.Count(text, "\n-- log") != 2 || !strings.Contains(text, "no kernel says") {
+		t.Errorf("before it, report says\n%s", text)
+	}
 	w := watchLab(t, l)
 	begun := crash(t, l, "vm0", "vm0")
 	panicked := w.incident(t, "crash", "vm0", begun)
@@ -468,6 +471,9 @@ func TestCrashFromMemoryAlone(t *testing.T) {
 	checkCrashStack(t, dead("-m", "vm0", "bt"))
 	if got := dead("-m", "vm0", "sym", "sysrq_handle_crash"); !strings.Contains(got, fmt.Sprintf("%x", want)) {
 		t.Errorf("sym says %q, the guest said %#x", got, want)
+	}
+	if text := dead("report"); !strings.Contains(text, "\nvm0 panic at ") || !strings.Contains(text, " sysrq_handle_crash+") {
+		t.Errorf("report says\n%s", text)
 	}
 	if ps := dead("-m", "l1", "ps"); !strings.Contains(ps, "qemu") {
 		t.Errorf("L1's processes are\n%s", ps)
