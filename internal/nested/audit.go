@@ -229,6 +229,9 @@ func control(m, child *machine.Machine, c *machine.CPU) (out []Critical) {
 				out = append(out, Critical{x.Range, x.What + " " + of})
 			}
 		}
+		if c.Merged != 0 {
+			out = append(out, Critical{pageAt(c.Merged), "merged " + tech.name() + " " + of})
+		}
 		if _, at, err := tech.saved(m, c.Control, 0); c.On >= 0 && err == nil && at != c.Control {
 			out = append(out, Critical{pageAt(at), "host save area of " + m.Name})
 		}

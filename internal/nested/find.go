@@ -185,7 +185,7 @@ func (f *finding) addBlocks() {
 			c.PC = &pc
 		}
 		switch {
-		case f.belongs(&c, children):
+		case f.belongs(&c, children) || f.merged(&c):
 		case b.stale != "":
 			c.State, c.Score = Stale, min(b.score, pointsStale)
 			c.Against = append(slices.Clone(c.Against), b.stale)
@@ -229,6 +229,29 @@ func (f *finding) belongs(c *Candidate, children []*machine.Machine) bool {
 		}
 	}
 	return false
+}
+
+// merged finds the CPU of a guest of a guest that a control block is of which hypervisors
+// in between made of several.
+func (f *finding) merged(c *Candidate) bool {
+	found := false
+	for _, x := range f.tower.Machines { // the deepest comes last, and is the one that executes
+		for _, cpu := range x.CPUs {
+			executed := f.m.Parent == nil && cpu.Executed == c.At && x.Parent != nil
+			if !executed && !(x.Parent == f.m && cpu.Merged != 0 && cpu.Merged == c.At) {
+				continue
+			}
+			found = true
+			c.Machine, c.CPU, c.State = x.Name, cpu.Index, Live
+			if executed && cpu.On >= 0 {
+				c.State, c.Score = Executing, pointsCertain
+			}
+		}
+	}
+	if found {
+		c.Evidence = append(slices.Clone(c.Evidence), "made by the hypervisor of several, for a guest of a guest")
+	}
+	return found
 }
 
 // hypervisor is the machine's own kernel, and whether it says which guests it has.
