@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"nestdbg/internal/linux"
@@ -30,18 +31,15 @@ var (
 	labState = flag.String("state", "", "the directory of labs that it is in")
 )
 
-// image is the lab that all tests look at, and the program that looks.
-var image struct {
-	lab    *lab.Lab
-	binary string
-}
+// image is the program that looks, and where what tests make is.
+var image struct{ binary, dir string }
 
 func TestMain(m *testing.M) {
 	flag.Parse()
 	os.Exit(run(m))
 }
 
-// run boots the lab, or finds it, and removes what it made.
+// run builds the program, and removes what was made.
 func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "bochs-")
 	if err != nil {
@@ -49,41 +47,56 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	image.binary = filepath.Join(dir, "nestdbg")
+	image.dir, image.binary = dir, filepath.Join(dir, "nestdbg")
 	build := exec.Command("go", "build", "-trimpath", "-o", image.binary, "nestdbg/cmd/nestdbg")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
 		return 1
 	}
-	if *useLab != "" {
-		image.lab, err = lab.Open(*labState, *useLab)
-	} else {
-		state := filepath.Join(dir, "state")
-		up := exec.Command(image.binary, "lab", "up", "--kind", lab.BochsKind, "--name", "bochs")
-		up.Env = append(os.Environ(), "XDG_STATE_HOME="+state)
-		up.Stdout, up.Stderr = os.Stdout, os.Stderr
-		if err = up.Run(); err == nil {
-			image.lab, err = lab.Open(filepath.Join(state, "nestdbg", "lab"), "bochs")
-		}
-		defer func() {
-			down := exec.Command(image.binary, "lab", "down", "bochs")
-			down.Env = up.Env
-			down.Run()
-		}()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
+	defer nestdbg("lab", "down", labName)
 	return m.Run()
+}
+
+const labName = "bochs"
+
+// nestdbg runs the program on labs of these tests.
+func nestdbg(args ...string) error {
+	cmd := exec.Command(image.binary, args...)
+	cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+filepath.Join(image.dir, "state"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("nestdbg %q: %w\n%s", args, err, out)
+	}
+	return nil
+}
+
+// boot boots the lab with Linux, or finds the one that was named.
+var boot = sync.OnceValues(func() (*lab.Lab, error) {
+	if *useLab != "" {
+		return lab.Open(*labState, *useLab)
+	}
+	if err := nestdbg("lab", "up", "--kind", lab.BochsKind, "--name", labName); err != nil {
+		return nil, err
+	}
+	return lab.Open(filepath.Join(image.dir, "state", "nestdbg", "lab"), labName)
+})
+
+// linuxLab is the lab that the tests of Linux look at.
+func linuxLab(t *testing.T) *lab.Lab {
+	t.Helper()
+	l, err := boot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // ask is nestdbg on the memory file; a report is decoded into T.
 func ask[T any](t *testing.T, args ...string) T {
 	t.Helper()
 	var out T
-	args = append([]string{"-t", image.lab.MemoryFile, "--json"}, args...)
+	args = append([]string{"-t", linuxLab(t).MemoryFile, "--json"}, args...)
 	var stderr strings.Builder
 	cmd := exec.Command(image.binary, args...)
 	cmd.Stderr = &stderr
@@ -100,7 +113,7 @@ func ask[T any](t *testing.T, args ...string) T {
 // told is what a machine said of itself before it was stopped.
 func told(t *testing.T, machine, request string) []string {
 	t.Helper()
-	text, err := image.lab.Told(machine, request)
+	text, err := linuxLab(t).Told(machine, request)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +126,7 @@ var machines = []string{"l1", "vm0"}
 // view is nestdbg in this process, after one look.
 func view(t *testing.T) *session.Session {
 	t.Helper()
-	back, err := target.Recognise(t.Context(), image.lab.MemoryFile, target.Options{})
+	back, err := target.Recognise(t.Context(), linuxLab(t).MemoryFile, target.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
