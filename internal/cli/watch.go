@@ -45,7 +45,8 @@ prints what happened, the backtraces of every layer and the last lines of every 
             stands for --hang-after while not all of its CPUs wait for an interrupt
 
 Kernels are watched by their own logs in memory, ten times a second, without a stop; the
-machine is stopped only to be kept, and runs on. There is no breakpoint on panic: it
+machine is stopped only to be kept, and runs on. While L1 is no Linux, guests are looked
+for once a minute, which stops it for a millisecond. There is no breakpoint on panic: it
 would need QEMU's gdbstub, which then is nobody else's, and each hit in another layer
 stops the machine.
 
@@ -176,12 +177,13 @@ type watching struct {
 
 	own     target.Endings // what QEMU did before --hold
 	held    bool
-	known   bool      // machines were looked at
-	nextDue time.Time // of the next look
-	trouble string    // what was said last about being unable to ask
-	deaf    bool      // somebody else had QEMU's socket until now
-	busy    time.Time // until then nothing is asked
-	stands  int       // steps in a row in which the machine stood, and why was not known
+	known   bool          // machines were looked at
+	nextDue time.Time     // of the next look
+	trouble string        // what was said last about being unable to ask
+	deaf    bool          // somebody else had QEMU's socket until now
+	busy    time.Time     // until then nothing is asked
+	blind   time.Duration // between looks, while no kernel is known
+	stands  int           // steps in a row in which the machine stood, and why was not known
 }
 
 const (
@@ -191,6 +193,9 @@ const (
 	// long as a look takes there is none.
 	lookEvery = time.Second
 	lookShare = 20
+	// blindPause is how rare looks become while no kernel is found: each of them stops
+	// the machine then, which under QEMU's emulation can cost a guest.
+	blindPause = time.Minute
 	// busyPause is how long QEMU is not asked after somebody else kept its socket: it
 	// takes seconds to find that out, in which no log is read.
 	busyPause = 5 * time.Second
@@ -250,8 +255,18 @@ func (w *watching) step(ctx context.Context) (found []watch.Incident, err error)
 	}
 	begin := time.Now()
 	more, lookErr := w.look(ctx)
-	w.nextDue = time.Now().Add(max(lookEvery, lookShare*time.Since(begin)))
+	w.nextDue = time.Now().Add(max(w.pause(), lookShare*time.Since(begin)))
 	return append(found, more...), errors.Join(err, lookErr)
+}
+
+// pause is how long there is no look, after one.
+func (w *watching) pause() time.Duration {
+	if len(w.logs) > 0 {
+		w.blind = 0
+		return lookEvery
+	}
+	w.blind = min(max(2*w.blind, lookEvery), blindPause)
+	return w.blind
 }
 
 // events takes what QEMU said.
@@ -263,6 +278,7 @@ func (w *watching) events(heard target.Heard) (found []watch.Incident) {
 		switch e.Name {
 		case "RESET":
 			clear(w.logs)
+			w.blind = 0
 			fallthrough
 		case "STOP", "RESUME", "SHUTDOWN":
 			w.nextDue = time.Time{}

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 )
 
 // TestPrune: the oldest of a watch's own go, and nothing of anybody else's.
@@ -91,5 +92,25 @@ func TestWatchOptions(t *testing.T) {
 		if err := bad.check(); !isUsage(err) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestWatchPause: looks are rare while each of them stops the machine.
+func TestWatchPause(t *testing.T) {
+	w := &watching{logs: map[string]*watchedLog{}}
+	all := time.Duration(0)
+	for range 10 {
+		all += w.pause()
+	}
+	if all < 2*blindPause || w.pause() != blindPause {
+		t.Errorf("ten looks in %v, then one after %v", all, w.pause())
+	}
+	w.logs["l1"] = &watchedLog{}
+	if got := w.pause(); got != lookEvery {
+		t.Errorf("with a kernel, one after %v", got)
+	}
+	delete(w.logs, "l1")
+	if got := w.pause(); got != lookEvery {
+		t.Errorf("without it again, one after %v", got)
 	}
 }

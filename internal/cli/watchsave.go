@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 
 	"nestdbg/internal/report"
 	"nestdbg/internal/session"
@@ -59,7 +60,7 @@ func (w *watching) keepMachine(ctx context.Context, dir string, gone bool) (*sna
 	why := errors.New("QEMU had ended")
 	if !gone {
 		m, err := w.live.Save(ctx, dir, target.SaveOptions{Expect: w.session.ExpectStop})
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || errors.Is(err, syscall.ENOSPC) {
 			return m, err
 		}
 		gone, why = errors.Is(err, session.ErrGone), err
