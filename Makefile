@@ -30,7 +30,8 @@ test: build check ## Everything: formatting, vet, unit tests, tests on real nest
 	@GO='$(GO)' scripts/labtests $(LAB_TESTS)
 	$(took)
 
-test-bochs: build ## KVM for Intel in Bochs: boots for minutes, needs packages that lab up names
+test-bochs: build ## What needs VMX, in Bochs: boots for minutes
+	@scripts/deps bochs
 	$(GO) test -count=1 -v -timeout 40m ./lab/bochstests
 	$(took)
 
