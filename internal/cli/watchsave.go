@@ -23,7 +23,7 @@ import (
 // happened keeps the machine and says what happened, if anything did. Only what
 // cannot be said is an error.
 func (w *watching) happened(ctx context.Context, found []watch.Incident, gone bool) error {
-	if len(found) == 0 {
+	if found = slices.Compact(found); len(found) == 0 { // firmware may reset twice
 		return nil
 	}
 	r := &report.Watched{Time: now()}

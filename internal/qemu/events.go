@@ -121,6 +121,21 @@ func (m *monitor) hear(msg qmp.Message) {
 	}
 }
 
+// drain hears what is left on a connection that has failed: QEMU's last words stand
+// behind a command that could not be sent any more. Preconditions: the caller has the
+// turn.
+func (m *monitor) drain(ctx context.Context) {
+	for m.listens && len(m.heard) < heardMax {
+		msg, err := m.receive(ctx, idleTime)
+		if err != nil {
+			return
+		}
+		if msg.Kind == qmp.Event {
+			m.hear(msg)
+		}
+	}
+}
+
 // unlisten lets the socket go as others do.
 func (m *monitor) unlisten() {
 	<-m.turn

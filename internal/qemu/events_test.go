@@ -1,8 +1,10 @@
 package qemu
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -94,6 +96,43 @@ func TestEventsBeforeTheEnd(t *testing.T) {
 	}
 	h, err := m.listen(t.Context(), time.Millisecond)
 	if err == nil || len(h.Events) == 0 || h.Events[0].Name != "SHUTDOWN" || h.Missed {
+		t.Errorf("%+v, %v", h, err)
+	}
+}
+
+// TestEventsBehindAFailure: QEMU says something and is gone, then a command is sent.
+func TestEventsBehindAFailure(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "qmp")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	gone := make(chan struct{})
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		io.WriteString(c, qmptest.Greeting)
+		bufio.NewReader(c).ReadString('\n')
+		io.WriteString(c, `{"return": {}, "id": 0}`+"\n")
+		time.Sleep(100 * time.Millisecond)
+		io.WriteString(c, `{"event": "SHUTDOWN"}`+"\n")
+		l.Close()
+		c.Close()
+		close(gone)
+	}()
+	m := newMonitor(Address{"unix", path}, life{pidfd: -1})
+	defer m.close()
+	if _, err := m.listen(t.Context(), time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	<-gone
+	if err := m.ask(t.Context(), "echo", nil, nil); err == nil {
+		t.Fatal("no error")
+	}
+	if h, err := m.listen(t.Context(), time.Millisecond); err == nil || len(h.Events) != 1 || h.Missed {
 		t.Errorf("%+v, %v", h, err)
 	}
 }

@@ -128,6 +128,7 @@ func (m *monitor) exchangeWith(ctx context.Context, l *lease, commands ...comman
 	}
 	replies, err := m.converse(ctx, commands)
 	if err != nil {
+		m.drain(ctx)
 		m.drop()
 		return nil, m.explain(ctx, err)
 	}
