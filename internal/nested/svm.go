@@ -192,7 +192,10 @@ func (svmTechnology) entering(cpu *arch.Registers) (mem.Phys, bool) {
 // target/i386/tcg, seg_helper.c:handle_even_inj, do_interrupt_all,
 // sysemu/svm_helper.c:do_vmexit).
 func (svmTechnology) delivering(memory mem.PhysReader, control mem.Phys) bool {
-	var b [4]byte
+	var b, intercepts [4]byte
+	if _, err := memory.ReadPhys(intercepts[:], control+svm.InterceptsOffset); err != nil || intercepts[0]&1 == 0 {
+		return false // gone, or of another technology
+	}
 	if _, err := memory.ReadPhys(b[:], control+svm.EventInjOffset); err != nil {
 		return false
 	}

@@ -9,6 +9,7 @@ import (
 	"nestdbg/internal/mem"
 	"nestdbg/internal/nested"
 	"nestdbg/internal/nested/nestedtest"
+	"nestdbg/internal/svm/svmtest"
 	"nestdbg/internal/vmx/vmxtest"
 )
 
@@ -190,5 +191,25 @@ func TestDescribeVMCS(t *testing.T) {
 	}
 	if notes := strings.Join(d.Notes, "; "); !strings.Contains(notes, "KVM vmcs12") || !strings.Contains(notes, "fits no layout") {
 		t.Errorf("notes %q", notes)
+	}
+}
+
+// What QEMU's emulation of SVM leaves in a VMCB means nothing in a VMCS, which has the
+// guest-physical address there.
+func TestVMXDeliversNothing(t *testing.T) {
+	w, g := vmxWorld()
+	w.RAM.Put(w.Take(), g.VMCS(vmxtest.KVM, text+0x10, exitHandler, vmxtest.Values{"guest-physical address": 0x30}))
+	root := w.Machine(w.Host(0, text+0x200, 0))
+	tower := new(nested.Finder).Build(root, scan)
+	if d := nested.NewDeliveries(root, nil, tower); len(d.Blocks()) != 1 || d.Pending() {
+		t.Errorf("blocks %#x, pending %v", d.Blocks(), d.Pending())
+	}
+	w = nestedtest.New()
+	v := w.Guest().CPU(text+0x10, stack)
+	v.Park(text+0x10, stack, svmtest.Values{"EVENTINJ": 0x30})
+	root = w.Machine(w.Host(0, text+0x200, 0))
+	tower = new(nested.Finder).Build(root, scan)
+	if d := nested.NewDeliveries(root, nil, tower); len(d.Blocks()) != 1 || !d.Pending() {
+		t.Errorf("blocks %#x, pending %v", d.Blocks(), d.Pending())
 	}
 }

@@ -13,6 +13,10 @@ type Event struct {
 // "Layout of VMCB").
 const EventInjOffset = offEventInj
 
+// InterceptsOffset is where a VMCB has the word of intercepts whose bit 0, VMRUN, is set
+// in every VMCB that can be entered.
+const InterceptsOffset = offIntercept4
+
 // EventInjection is the event that the next VMRUN of this VMCB delivers.
 func (v *VMCB) EventInjection() Event {
 	e := v.u64(offEventInj)
