@@ -23,14 +23,24 @@ func QuickReject(page []byte) bool {
 	if revision == 0 || le.Uint32(page[offAbort:]) > maxAbort {
 		return true
 	}
-	for _, l := range Layouts {
-		if link := le.Uint64(page[l.places[LinkPointer]:]); (link == ^uint64(0) || link != 0 && validLink(link)) &&
-			l.goesWith(revision&^shadowVMCS) {
+	for i, l := range Layouts {
+		if !l.goesWith(revision &^ shadowVMCS) {
+			continue
+		}
+		if link := le.Uint64(page[links[i]:]); link != 0 && validLink(link) {
 			return false
 		}
 	}
 	return true
 }
+
+// links are where each of Layouts has the link pointer, for a test on every page.
+var links = func() (out []int) {
+	for _, l := range Layouts {
+		out = append(out, l.places[LinkPointer])
+	}
+	return out
+}()
 
 // Assessment says how much a page looks like a VMCS.
 type Assessment struct {

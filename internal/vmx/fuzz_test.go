@@ -73,3 +73,18 @@ func BenchmarkQuickReject(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkQuickRejectNumbers is on pages that begin with a small number, all of which pass
+// the first test.
+func BenchmarkQuickRejectNumbers(b *testing.B) {
+	memory := make([]byte, 64<<20)
+	for i := 0; i < len(memory); i += PageSize {
+		binary.LittleEndian.PutUint32(memory[i:], uint32(i/PageSize+1))
+	}
+	b.SetBytes(int64(len(memory)))
+	for b.Loop() {
+		for p := 0; p < len(memory); p += PageSize {
+			QuickReject(memory[p : p+PageSize])
+		}
+	}
+}
