@@ -141,6 +141,14 @@ func (f *finding) inspectAll(tech technology, hits []mem.Phys) {
 			f.blocks[at] = c
 		}
 	}
+	for _, h := range f.opt.Hints { // what breaks the rules, too
+		if h.In != f.m.Name || h.Control != tech.name() || f.blocks[h.At] != nil {
+			continue
+		}
+		if c, err := h.candidate(f.m); err == nil {
+			f.blocks[h.At] = c
+		}
+	}
 }
 
 // hostSaves lists the pages with a hypervisor's own state, which name control blocks.
@@ -196,6 +204,20 @@ func (f *finding) addBlocks() {
 		f.where(&c, k, children)
 		f.out = append(f.out, c)
 	}
+	for _, child := range children {
+		f.addGiven(child)
+	}
+}
+
+// addGiven lists a machine of which the person said where its second stage is, and no
+// control block is known.
+func (f *finding) addGiven(child *machine.Machine) {
+	if slices.ContainsFunc(child.CPUs, func(c *machine.CPU) bool { return c.Control != 0 }) {
+		return
+	}
+	s := child.Second
+	f.out = append(f.out, Candidate{Kind: "root of " + s.Kind, In: f.m.Name, At: s.Space.Root(), State: Given, Score: pointsRules,
+		Machine: child.Name, CPU: -1, Second: s.Kind, Root: s.Space.Root(), Evidence: child.Evidence})
 }
 
 // belongs finds the CPU of the tower that a control block is of.

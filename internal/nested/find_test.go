@@ -124,3 +124,24 @@ func TestFindInGuest(t *testing.T) {
 		t.Errorf("%+v", all[1:3])
 	}
 }
+
+// What a person says of is listed as said, with what speaks against it.
+func TestFindGiven(t *testing.T) {
+	w := nestedtest.New()
+	v, g := w.Guest().CPU(text+0x9000, stack), w.Guest()
+	v.Park(text+0x9000, stack, svmtest.Values{"EFER": 0xd01})
+	opt := scan
+	opt.Hints = []nested.Hint{{Flag: "--vmcb", In: "l1", Control: "VMCB", At: v.Control},
+		{Flag: "--second-stage", In: "l1", Second: paging.NPTFourLevel, At: g.NPT.Root()}}
+	all, _ := nested.Find(new(nested.Finder).Build(w.Machine(w.Host(0, text, stack)), opt), opt)
+	said := make(map[mem.Phys]string)
+	for _, c := range all {
+		if c.State == nested.Given {
+			said[c.At] = c.Kind + " " + c.Machine + ": " + strings.Join(c.Evidence, "; ")
+		}
+	}
+	if len(said) != 2 || !strings.Contains(said[v.Control], "VMCB vm0: ") || !strings.Contains(said[v.Control], "given by --vmcb") ||
+		!strings.Contains(said[g.NPT.Root()], "root of npt4 vm1: ") || !strings.Contains(said[g.NPT.Root()], "given by --second-stage") {
+		t.Errorf("%v", said)
+	}
+}

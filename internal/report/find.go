@@ -72,8 +72,11 @@ func (r *Found) Text(w io.Writer) {
 
 func (c *Candidate) text(w io.Writer) {
 	fmt.Fprintf(w, "%s at %s in %s: %s", c.Kind, c.At, c.In, c.State)
+	if c.Machine != "" {
+		fmt.Fprintf(w, ", %s", c.Machine)
+	}
 	if c.CPU != nil {
-		fmt.Fprintf(w, ", %s CPU %d", c.Machine, *c.CPU)
+		fmt.Fprintf(w, " CPU %d", *c.CPU)
 	}
 	fmt.Fprintf(w, ", score %d\n", c.Score)
 	if c.Root != nil {
