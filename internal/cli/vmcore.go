@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -128,6 +129,9 @@ func (a *app) fillVmcore(ctx context.Context, r *report.Vmcore, o vmcoreOptions)
 	}
 	r.Machine = m.Name
 	core := &dump.Core{Arch: m.Arch, Ranges: m.Readable(), Memory: m.Phys}
+	if r, ok := m.Phys.(interface{ PopulatedRanges() []mem.Range }); ok && m.Parent == nil {
+		core.Populated = r.PopulatedRanges()
+	}
 	for _, c := range m.CPUs {
 		core.CPUs = append(core.CPUs, c.Regs)
 	}
@@ -296,8 +300,9 @@ func writeRaw(w io.Writer, c *dump.Core) (problems []string, err error) {
 			if at < r.First {
 				b = b[:min(uint64(len(b)), r.First-at)]
 				clear(b)
-			} else if n, err := c.Memory.ReadPhys(b, mem.Phys(at)); err != nil {
-				return problems, fmt.Errorf("physical memory at %#x: %w", at+uint64(n), err)
+			} else if lost := c.ReadPages(b, mem.Phys(at)); len(lost) > 0 {
+				first := slices.Min(slices.Collect(maps.Keys(lost)))
+				return problems, fmt.Errorf("physical memory at %#x could not be read when it was its turn", at+first)
 			}
 			if _, err := w.Write(b); err != nil {
 				return problems, err

@@ -1,10 +1,12 @@
 package dump
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/mem"
@@ -20,6 +22,9 @@ type Core struct {
 	// Ranges is the memory, ascending, of whole pages.
 	Ranges []mem.Range
 	Memory mem.PhysReader
+	// Populated are the ranges outside which all bytes of Ranges are zero, ascending:
+	// the rest is not read, which in a file of QEMU's would fill its holes. nil: all.
+	Populated []mem.Range
 	// Direct is where the kernel has all physical memory, and Image where it runs; 0
 	// and nil if not known. drgn needs both to begin with.
 	Direct mem.Virt
@@ -77,7 +82,7 @@ func (c *Core) Write(w io.Writer) (problems []string, err error) {
 	for _, r := range c.Ranges {
 		for at := r.First; ; {
 			b := buf[:min(uint64(len(buf)), r.Last-at+1)]
-			lost := c.readPages(b, mem.Phys(at))
+			lost := c.ReadPages(b, mem.Phys(at))
 			unread += uint64(len(lost)) * pageSize
 			if _, err := w.Write(b); err != nil {
 				return problems, err
@@ -93,24 +98,42 @@ func (c *Core) Write(w io.Writer) (problems []string, err error) {
 	return problems, nil
 }
 
-// readPages fills b, and clears the pages that cannot be read: those at the offsets
+// ReadPages fills b, and clears the pages that cannot be read: those at the offsets
 // lost.
-func (c *Core) readPages(b []byte, a mem.Phys) (lost map[uint64]bool) {
+func (c *Core) ReadPages(b []byte, a mem.Phys) (lost map[uint64]bool) {
+	lost = map[uint64]bool{}
+	if c.Populated == nil {
+		c.readSome(b, a, 0, lost)
+		return lost
+	}
+	last := uint64(a) + uint64(len(b)) - 1
+	i, _ := slices.BinarySearchFunc(c.Populated, uint64(a), func(r mem.Range, at uint64) int { return cmp.Compare(r.Last, at) })
+	done := uint64(0)
+	for ; i < len(c.Populated) && c.Populated[i].First <= last; i++ {
+		from := max(c.Populated[i].First, uint64(a)) - uint64(a)
+		to := min(c.Populated[i].Last, last) - uint64(a) + 1
+		clear(b[done:from])
+		c.readSome(b[from:to], a+mem.Phys(from), from, lost)
+		done = to
+	}
+	clear(b[done:])
+	return lost
+}
+
+// readSome is ReadPages for a part of the pages, which begins at an offset of them.
+func (c *Core) readSome(b []byte, a mem.Phys, offset uint64, lost map[uint64]bool) {
 	for done := 0; done < len(b); {
 		n, err := c.Memory.ReadPhys(b[done:], a+mem.Phys(done))
 		done += n
 		if err == nil || done == len(b) {
 			continue
 		}
-		page := done &^ (pageSize - 1)
-		done = min(len(b), page+pageSize)
+		into := (uint64(a) + uint64(done)) % pageSize
+		page := max(done-int(into), 0)
+		done = min(len(b), done+pageSize-int(into))
 		clear(b[page:done])
-		if lost == nil {
-			lost = map[uint64]bool{}
-		}
-		lost[uint64(page)] = true
+		lost[(offset+uint64(page))&^(pageSize-1)] = true
 	}
-	return lost
 }
 
 // unknownRegisters says of which CPUs something is missing.

@@ -99,3 +99,30 @@ func TestCoreSaysWhatIsMissing(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestPopulated: what is said to be zero is not read, and the rest is as it was.
+func TestPopulated(t *testing.T) {
+	c, ram := newCore()
+	c.Ranges = c.Ranges[:1]
+	ram.Put(0x2ffc, []byte("zero, for all one is told"))
+	c.Populated = []mem.Range{{First: 0x1000, Last: 0x1fff}, {First: 0x3000, Last: 0x7fff}}
+	var asked []mem.Range
+	c.Memory = readerFunc(func(p []byte, a mem.Phys) (int, error) {
+		asked = append(asked, mem.Range{First: uint64(a), Last: uint64(a) + uint64(len(p)) - 1})
+		return ram.ReadPhys(p, a)
+	})
+	got := bytes.Repeat([]byte{7}, 0x3000)
+	if lost := c.ReadPages(got, 0x1000); len(lost) > 0 || len(mem.Subtract(asked, c.Populated)) > 0 {
+		t.Errorf("%d pages lost, asked for %v", len(lost), asked)
+	}
+	want := make([]byte, 0x3000)
+	ram.ReadPhys(want, 0x1000)
+	clear(want[0x1000:0x2000])
+	if !bytes.Equal(got, want) {
+		t.Error("other bytes")
+	}
+}
+
+type readerFunc func(p []byte, a mem.Phys) (int, error)
+
+func (f readerFunc) ReadPhys(p []byte, a mem.Phys) (int, error) { return f(p, a) }

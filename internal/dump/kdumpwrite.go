@@ -272,7 +272,7 @@ func (k *kdumpWriter) compress(i uint64, p *packer, buf []byte) error {
 			n++
 		}
 		b := buf[:(n-first)*pageSize]
-		lost := k.readPages(b, mem.Phys(first*pageSize))
+		lost := k.ReadPages(b, mem.Phys(first*pageSize))
 		for page := first; page < n; page++ {
 			at := (page - first) * pageSize
 			if _, gone := lost[at]; gone {

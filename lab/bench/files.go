@@ -7,7 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
+
+	"nestdbg/internal/target"
 )
 
 const (
@@ -121,6 +124,34 @@ func (b *bench) writer(name, path, program string, args ...string) contender {
 	}}
 }
 
+// migrate has QEMU write a migration to a file, which it goes on with by itself.
+func (b *bench) migrate(ctx context.Context, path string) error {
+	live, err := target.Open(ctx, fmt.Sprint(b.lab.PID))
+	if err != nil {
+		return err
+	}
+	defer live.Close()
+	if _, err := live.HMP(ctx, "migrate -d \"exec:cat > '"+path+"'\""); err != nil {
+		return err
+	}
+	for {
+		text, err := live.HMP(ctx, "info migrate")
+		switch {
+		case err != nil:
+			return err
+		case strings.Contains(text, "Migration status: completed"):
+			return nil
+		case strings.Contains(text, "Migration status: failed"):
+			return fmt.Errorf("the migration failed: %s", text)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
 // openRows times the first answer of a file of each kind. QEMU's ELF is there already.
 func (b *bench) openRows(ctx context.Context, dir string) ([]row, error) {
 	out := func(name string) string { return filepath.Join(dir, name) }
@@ -138,7 +169,7 @@ func (b *bench) openRows(ctx context.Context, dir string) ([]row, error) {
 		run(b.nestdbg, "-t", target, "export", "vmcore", "-m", "l1", "--format", "kdump-zstd", "-o", out("kdump-zstd")),
 		b.monitor(ctx, "dump-guest-memory -z "+out("kdump-zlib")),
 		b.monitor(ctx, "migrate_set_parameter max-bandwidth 100G"),
-		b.monitor(ctx, "migrate \"exec:cat > '"+out("migration")+"'\""),
+		b.migrate(ctx, out("migration")),
 	)
 	if err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,9 +32,14 @@ func TestVmcore(t *testing.T) {
 			vmlinux := vendorFile(t, l, m)
 			thaw := freeze(t, l)
 			file := filepath.Join(t.TempDir(), "core")
+			before := storedIn(t, l.MemoryFile)
 			r := nestdbg(t, on(l, "export", "vmcore", "-m", m, "-o", file)...)
 			if r.status != 0 || r.stderr != "" {
 				t.Fatalf("%+v", r)
+			}
+			const few = 4 << 20
+			if more := storedIn(t, l.MemoryFile) - before; more > few {
+				t.Errorf("QEMU's memory file has %d bytes more after it was read", more)
 			}
 			for _, q := range vmcoreQuestions {
 				want := must(t, l, append(q, "-m", m)...)
@@ -51,6 +57,16 @@ func TestVmcore(t *testing.T) {
 			thaw()
 		})
 	}
+}
+
+// storedIn is how many bytes of a file are in no hole.
+func storedIn(t *testing.T, path string) int64 {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Blocks * 512
 }
 
 // checkCompressed opens the same machine compressed, by each method with one of the
