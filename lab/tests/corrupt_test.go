@@ -142,7 +142,7 @@ func askSymbols(k *linux.Kernel) (a answer) {
 		a.problems++
 	}
 	for s := range table.All() {
-		if s.Addr%16 == 0 {
+		if s.Addr%256 == 0 { // some thousand, the same ones whatever is missing
 			a.add(s)
 		}
 	}
