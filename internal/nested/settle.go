@@ -66,6 +66,9 @@ func settle(m *machine.Machine, opt Options, problem func(string, ...any)) {
 // memory: the one in which a guest's program counter leads somewhere. Second stages
 // are in that mode, too.
 func (s *settler) guessMode(opt Options) {
+	if s.m.Mode = s.statedMode(opt); s.m.Mode != nil {
+		return
+	}
 	for _, mode := range s.m.Modes() {
 		mode.Forget(s.m.RootRegister())
 		s.m.Mode = mode

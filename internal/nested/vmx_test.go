@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"nestdbg/internal/arch"
 	"nestdbg/internal/machine"
 	"nestdbg/internal/mem"
 	"nestdbg/internal/nested"
@@ -99,6 +100,30 @@ func TestVMCSInDeviceState(t *testing.T) {
 	// Without the device state's word, memory has nothing to go by.
 	alone := new(nested.Finder).Build(w.Machine(w.Host(0, text+0x200, 0)), scan)
 	check(t, alone, "l1.0 running on 0 at +0x200")
+}
+
+// Of memory alone, the VMCS says in which mode its hypervisor pages: nothing is guessed.
+func TestVMCSStatesTheMode(t *testing.T) {
+	w, g := vmxWorld()
+	w.RAM.Put(w.Take(), g.VMCS(vmxtest.Bochs, text+0x10, exitHandler, nil))
+	m := &machine.Machine{Name: "l1", Level: 1, Arch: arch.X86, Phys: w.RAM}
+	tower := new(nested.Finder).Build(m, scan)
+	if len(tower.Machines) != 2 || m.Mode == nil {
+		t.Fatalf("the tower is\n%sproblems %q", outline(tower), tower.Problems)
+	}
+	for _, p := range tower.Problems {
+		if strings.Contains(p, "taken to be") {
+			t.Errorf("problem %q", p)
+		}
+	}
+	space, err := m.SpaceAt(uint64(w.Tables.Root()))
+	if err != nil || space.Format().Name != "x86-4level" {
+		t.Fatalf("L1 pages by %v, %v", space, err)
+	}
+	if pa, _, err := space.Translate(text); err != nil || pa != w.TextPhys(text) {
+		t.Errorf("L1's text is at %#x, %v", pa, err)
+	}
+	readsText(t, tower)
 }
 
 func TestVMXLand(t *testing.T) {
