@@ -50,20 +50,28 @@ func (o Options) checkMonitor() error {
 		return fmt.Errorf("memory of %dM: the monitor needs 128M", o.Memory>>20)
 	case o.Depth > 2:
 		return fmt.Errorf("depth %d: there are no VMs in the monitor's VMs", o.Depth)
-	case o.VMCPUs != 0 || o.VMMemory != 0 || o.VMAppend != "" || o.L1Kernel+o.Kernel+o.L1Modules+o.Modules != "":
-		return errors.New("a VM of the monitor has one CPU and the memory of its program, and there is no kernel")
+	case o.VMCPUs != 0 || o.VMMemory != 0 || o.VMAppend != "" || o.L1Kernel+o.L1Modules != "":
+		return errors.New("L1 is no kernel, and a VM of it has one CPU and the memory that the monitor gives it")
 	case strings.ContainsAny(o.Append, "\r\n"):
 		return errors.New("the monitor's command line has no line breaks")
 	}
-	return nil
+	return o.checkMonitorLinux()
 }
 
 func (o Options) monitorArguments(f files) []string {
-	return []string{"-kernel", f.kernel, "-append", o.monitorCommandLine()}
+	line := []string{"-kernel", f.kernel, "-append", o.monitorCommandLine()}
+	if f.initramfs != "" {
+		line = append(line, "-initrd", f.initramfs)
+	}
+	return line
 }
 
 func (o Options) monitorCommandLine() string {
-	return strings.TrimSpace(fmt.Sprintf("vms=%d cpus=%d %s", o.VMs, o.CPUs, o.Append))
+	line := fmt.Sprintf("vms=%d cpus=%d %s", o.VMs, o.CPUs, o.Append)
+	if o.Kernel != "" {
+		line += " guest=linux"
+	}
+	return strings.TrimSpace(line)
 }
 
 // prepareMonitor builds the monitor, if that has not been done before.
@@ -81,7 +89,11 @@ func prepareMonitor(ctx context.Context, l *Lab, c cache, o Options) (files, err
 	for i := range o.VMs {
 		l.Machines = append(l.Machines, Machine{Name: vmName(i), CPUs: 1, Image: filepath.Join(dir, programELF)})
 	}
-	return files{qemu: qemu, kernel: l.Machines[0].Image}, nil
+	f := files{qemu: qemu, kernel: l.Machines[0].Image}
+	if o.Kernel != "" {
+		f.initramfs, err = l.prepareMonitorLinux(ctx, c, o)
+	}
+	return f, err
 }
 
 // findMonitorTools finds QEMU, and names all packages that are missing.
@@ -150,7 +162,11 @@ func waitMonitor(ctx context.Context, _ context.CancelCauseFunc, l *Lab, o Optio
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if bytes.Contains(said, []byte(monitorReady)) {
+		ready := monitorReady
+		if o.Kernel != "" {
+			ready = linuxReady
+		}
+		if bytes.Contains(said, []byte(ready)) {
 			l.heard(said)
 			o.Progress(fmt.Sprintf("the monitor was ready after %.1f s", l.Machines[0].BootSeconds))
 			return l.save()
@@ -172,6 +188,9 @@ func (l *Lab) heard(said []byte) {
 		if m := l.Machine(name); m != nil {
 			m.Base = t.Program
 		}
+	}
+	if release, err := l.LinuxTold("release"); err == nil {
+		l.Machines[len(l.Machines)-1].Release = release[0]
 	}
 }
 

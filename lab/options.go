@@ -217,7 +217,7 @@ func (o Options) CommandLine() []string {
 	add("--memory", FormatSize(o.Memory), FormatSize(def.Memory))
 	add("--vm-memory", FormatSize(o.VMMemory), FormatSize(def.VMMemory))
 	add("--l1-kernel", o.L1Kernel, DefaultKernel)
-	add("--kernel", o.Kernel, DefaultKernel)
+	add("--kernel", o.Kernel, def.Kernel)
 	add("--l1-modules", o.L1Modules, "")
 	add("--modules", o.Modules, "")
 	add("--append", o.Append, "")

@@ -55,7 +55,9 @@ func TestOptionErrors(t *testing.T) {
 		{Options{Kind: MonitorKind, VMs: 5}, "1 to 4"},
 		{Options{Kind: MonitorKind, VMs: NoVMs}, "1 to 4"},
 		{Options{Kind: MonitorKind, CPUs: 17}, "1 to 16"},
-		{Options{Kind: MonitorKind, Kernel: "k"}, "no kernel"},
+		{Options{Kind: MonitorKind, L1Kernel: "k"}, "no kernel"},
+		{Options{Kind: MonitorKind, Kernel: "k", VMs: 2}, "1 CPU"},
+		{Options{Kind: BochsMonitorKind, Kernel: "k"}, "SVM only"},
 		{Options{Kind: MonitorKind, Memory: 64 << 20}, "needs 128M"},
 	} {
 		_, err := c.o.withDefaults()
@@ -74,6 +76,7 @@ func TestOptionsCommandLine(t *testing.T) {
 		{Options{}, "nestdbg lab up"},
 		{Options{Depth: 3}, "nestdbg lab up --depth 3"},
 		{Options{Kind: MonitorKind, CPUs: 2, Append: "crash=call"}, "nestdbg lab up --kind monitor --cpus 2 --append crash=call"},
+		{Options{Kind: MonitorKind, Kernel: DefaultKernel}, "nestdbg lab up --kind monitor --kernel linux-image-cloud-amd64"},
 		{Options{VMs: NoVMs, NoGDB: true}, "nestdbg lab up --vms 0 --gdb=false"},
 		{Options{Name: "x", VMs: 2, CPUs: 1, VMCPUs: 2, Memory: 5 << 30, VMMemory: 1 << 30, VMAppend: "nokaslr quiet"},
 			"nestdbg lab up --name x --vms 2 --cpus 1 --vm-cpus 2 --memory 5G --vm-memory 1G --vm-append 'nokaslr quiet'"},

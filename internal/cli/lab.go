@@ -92,7 +92,7 @@ func newLabUpCommand() *cobra.Command {
 	f.Var(&u.memory, "memory", "memory of L1; with --kind monitor the default is 4G")
 	f.Var(&u.vmMemory, "vm-memory", "memory of each VM of L1; with --depth 3 the default is 768M")
 	f.StringVar(&o.L1Kernel, "l1-kernel", lab.DefaultKernel, "L1's kernel: package or package/suite, .deb files, or vmlinuz")
-	f.StringVar(&o.Kernel, "kernel", lab.DefaultKernel, "L2's kernel: package or package/suite, .deb files, or vmlinuz")
+	f.StringVar(&o.Kernel, "kernel", lab.DefaultKernel, "L2's kernel: package or package/suite, .deb files, or vmlinuz; with --kind monitor there is none unless it is given")
 	f.StringVar(&o.L1Modules, "l1-modules", "", "lib/modules/RELEASE of an --l1-kernel that is a vmlinuz")
 	f.StringVar(&o.Modules, "modules", "", "lib/modules/RELEASE of a --kernel that is a vmlinuz")
 	f.StringVar(&o.Append, "append", "", "add to L1's command line; lab/monitor/README.md says what the monitor takes")

@@ -20,8 +20,14 @@ func find(m *machine.Machine, live *liveMachine, search bool) (*linux.Kernel, er
 		}
 		return linux.Find(src)
 	}
-	if m.Mode != nil || !layersUnknown(m) {
+	old := leftBehind(m)
+	if m.Mode != nil || !layersUnknown(m) && !old {
 		return look()
+	}
+	if old {
+		if k, err := look(); err == nil {
+			return k, nil
+		}
 	}
 	var errs []error
 	for _, mode := range m.Modes() {
@@ -35,6 +41,21 @@ func find(m *machine.Machine, live *liveMachine, search bool) (*linux.Kernel, er
 	}
 	m.Mode = nil
 	return nil, errors.Join(append(errs, linux.ErrNotFound)...)
+}
+
+// leftBehind reports whether the registers of a nested machine's CPUs are those of its last
+// exit, and it may have run since: of a file without registers. A guest that exits
+// seldom may have changed its paging mode, and has changed its tables.
+func leftBehind(m *machine.Machine) bool {
+	if m.Parent == nil || len(m.CPUs) == 0 {
+		return false
+	}
+	root := m
+	for root.Parent != nil {
+		root = root.Parent
+	}
+	runs := func(c *machine.CPU) bool { return c.On >= 0 }
+	return !slices.ContainsFunc(m.CPUs, runs) && !slices.ContainsFunc(root.CPUs, runs)
 }
 
 // layersUnknown reports whether no CPU of QEMU's own machine says what it executes, or

@@ -117,6 +117,9 @@ func (s *Session) build(cpus []*arch.Registers, effort Effort, running bool) *ma
 	s.deliveries = nested.NewDeliveries(root, cpus, s.tower)
 	for _, m := range s.tower.Machines {
 		s.live(m)
+		if r := s.kernels[m.Name]; r != nil && m.Parent != nil && leftBehind(m) {
+			m.Mode = r.mode
+		}
 		if m.Parent != nil && s.kernels[m.Parent.Name] != nil {
 			s.kernels[m.Parent.Name].hypervisor = true
 		}

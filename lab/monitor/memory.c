@@ -5,7 +5,7 @@
  *     1 MiB   the monitor
  *     8 MiB   own_page(): tables, control blocks
  *    16 MiB   scattered_page()
- *    64 MiB   large_page(), from the top down to 32 MiB
+ *   128 MiB   large_page(), to 512 MiB
  *    1 GiB    huge_page(), where the memory has 1 GiB in one piece; the highest first
  */
 #include "monitor.h"
@@ -13,12 +13,13 @@
 #define OWN (8ul << 20)
 #define SCATTERED (16ul << 20)
 #define SCATTERED_COUNT 4096
-#define LARGE_FIRST (32ul << 20)
-#define LARGE_END (64ul << 20)
+#define LARGE_FIRST (128ul << 20)
+#define LARGE_COUNT 192
 
 static struct range { u64 first, end; } ram[32];
 static u64 ranges;
 static const char *command_line = "";
+static u64 file, file_size; /* that the loader brought beside the monitor */
 
 static void found(u64 first, u64 size, u32 type)
 {
@@ -39,6 +40,9 @@ static void pvh(u64 info)
 		found(e[i].first, e[i].size, e[i].type);
 	if (s->command_line)
 		command_line = at(s->command_line);
+	struct module { u64 address, size, command_line, reserved; } *m = at(s->module_list);
+	if (s->modules)
+		file = m->address, file_size = m->size;
 }
 
 /* Multiboot2 Specification, "Boot information format": tags, each on 8 bytes. */
@@ -73,8 +77,7 @@ u64 own_page(void)
 		die("monitor: out of pages for itself");
 	u64 page = next;
 	next += PAGE;
-	for (u64 *p = at(page); p < (u64 *)at(next); p++)
-		*p = 0;
+	clear(page, PAGE);
 	return page;
 }
 
@@ -89,10 +92,11 @@ u64 scattered_page(void)
 
 u64 large_page(void)
 {
-	static u64 next = LARGE_END;
-	if (next == LARGE_FIRST)
+	static u64 count;
+	if (count == LARGE_COUNT)
 		die("monitor: out of large pages");
-	return next -= LARGE;
+	/* 77 and the count have no common divisor. */
+	return LARGE_FIRST + (count++ * 77 + 31) % LARGE_COUNT * LARGE;
 }
 
 u64 huge_page(void)
@@ -141,6 +145,18 @@ bool option_is(const char *name, const char *value)
 	while (p && *value && *p == *value)
 		p++, value++;
 	return p && !*value && (!*p || *p == ' ');
+}
+
+void *loader_file(u64 *size)
+{
+	*size = file_size;
+	return at(file);
+}
+
+void clear(u64 physical, u64 size)
+{
+	for (u64 *p = at(physical); p < (u64 *)at(physical + size); p++)
+		*p = 0;
 }
 
 void copy(void *to, const void *from, u64 size)

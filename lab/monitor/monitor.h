@@ -22,11 +22,13 @@ _Noreturn void die(const char *format, ...);
 void memory_init(u32 magic, u64 info);
 u64 own_page(void);       /* a zeroed page for the monitor itself; in order */
 u64 scattered_page(void); /* a page for a guest: of neighbours none is next to the other */
-u64 large_page(void);     /* 2 MiB, aligned; each below the one before */
+u64 large_page(void);     /* 2 MiB, aligned; in no order */
 u64 huge_page(void);      /* 1 GiB, aligned; 0: there is none left */
 u64 option(const char *name, u64 otherwise);           /* name=NUMBER */
 bool option_is(const char *name, const char *value);   /* name=value */
 void copy(void *to, const void *from, u64 size);
+void clear(u64 physical, u64 size);
+void *loader_file(u64 *size); /* what the loader brought beside the monitor; size 0: nothing */
 
 static inline void *at(u64 physical) { return (void *)physical; }
 
@@ -68,6 +70,7 @@ struct vm {
 	u64 rip, rsp;         /* where it begins; from then on the control block knows */
 	u64 base;             /* of the program in it */
 	u64 control;          /* the VMCB or VMCS */
+	bool passed_through;  /* it has the machine but for its memory: no other exits than must be */
 	bool launched;        /* VMX distinguishes the first entry from the others */
 	u64 lowest;           /* guest-physical page that was given away last */
 	struct space first, second;
@@ -76,6 +79,7 @@ struct vm {
 extern struct vm vms[MAX_VMS];
 void vm_create(struct vm *, u64 number);
 void vm_overlap(void); /* option plant=page or plant=table: see README.md */
+void linux_load(struct vm *); /* linux.c: option guest=linux */
 void *vm_at(struct vm *, u64 guest_physical);
 
 /* svm.c and vmx.c: how the processor runs it. */

@@ -61,9 +61,13 @@ static void svm_create(struct vm *vm)
 		all_msrs[i] = 0xff;
 
 	vm->control = own_page();
-	FIELD(vm, u32, INTERCEPT_EXCEPTIONS) = ~0;
-	/* INTR, NMI, SMI, INIT; RDPMC, CPUID; HLT, IOIO, MSR; shutdown */
-	FIELD(vm, u32, INTERCEPTS3) = 0xf | 1 << 15 | 1 << 18 | 1 << 24 | 1 << 27 | 1 << 28 | 1u << 31;
+	if (vm->passed_through) {
+		FIELD(vm, u32, INTERCEPTS3) = 1u << 31; /* shutdown */
+	} else {
+		FIELD(vm, u32, INTERCEPT_EXCEPTIONS) = ~0;
+		/* INTR, NMI, SMI, INIT; RDPMC, CPUID; HLT, IOIO, MSR; shutdown */
+		FIELD(vm, u32, INTERCEPTS3) = 0xf | 1 << 15 | 1 << 18 | 1 << 24 | 1 << 27 | 1 << 28 | 1u << 31;
+	}
 	/* VMRUN, without which no VMRUN is accepted, VMMCALL, and the others of SVM */
 	FIELD(vm, u32, INTERCEPTS4) = 0x7f;
 	FIELD(vm, u64, IOPM_BASE) = (u64)all_ports;

@@ -56,8 +56,7 @@ static u64 small_page(struct vm *vm, int rights)
 	while (vm->lowest / PAGE % 5 == 0);
 	u64 page = scattered_page();
 	map(&vm->second, vm->lowest, page, 0, rights);
-	for (u64 *p = at(page); p < (u64 *)at(page + PAGE); p++)
-		*p = 0;
+	clear(page, PAGE);
 	return vm->lowest;
 }
 
@@ -154,24 +153,33 @@ static u64 wanted_crash(struct vm *vm)
 	return CRASH_NONE;
 }
 
-void vm_create(struct vm *vm, u64 number)
+/* The program's VM. */
+static void program_load(struct vm *vm)
 {
-	copy(vm->name, (char[]){ 'v', 'm', '0' + number, 0 }, sizeof vm->name);
-	vm->number = number;
 	vm->lowest = SMALL_END;
-	vm->second = (struct space){ technology->second, vm->name, "stage2", 0, vm, second_stage_table, second_stage_at };
-	vm->second.root = second_stage_table(&vm->second);
-	vm->first = (struct space){ &x86, vm->name, "stage1", 0, vm, guest_table, guest_at };
 	vm->first.root = guest_table(&vm->first);
 	load_program(vm);
 	make_arenas(vm);
 	*(struct start *)virtual_at(vm, HEAP_VA) = (struct start){
-		.number = number, .vmcall = technology == &vmx,
+		.number = vm->number, .vmcall = technology == &vmx,
 		.crash = wanted_crash(vm), .crash_round = option("crash-round", 3),
 		.heap = HEAP_VA, .almanac = ALMANAC_VA, .lake = LAKE_VA, .quilt = QUILT_VA,
 	};
 	vm->regs.rdi = HEAP_VA;
 	vm->rsp = STACK_VA;
+}
+
+void vm_create(struct vm *vm, u64 number)
+{
+	copy(vm->name, (char[]){ 'v', 'm', '0' + number, 0 }, sizeof vm->name);
+	vm->number = number;
+	vm->second = (struct space){ technology->second, vm->name, "stage2", 0, vm, second_stage_table, second_stage_at };
+	vm->second.root = second_stage_table(&vm->second);
+	vm->first = (struct space){ &x86, vm->name, "stage1", 0, vm, guest_table, guest_at };
+	if (option_is("guest", "linux"))
+		linux_load(vm);
+	else
+		program_load(vm);
 	technology->create(vm);
 	say("truth %s control %x", vm->name, vm->control);
 	say("truth %s stage2-root %x %s", vm->name, vm->second.root, technology->second->name);

@@ -113,6 +113,8 @@ static void vmx_create(struct vm *vm)
 	for (u64 i = 0; i < MAX_CPUS && !vmxon_regions[i]; i++)
 		vmxon_regions[i] = region();
 	vm->control = region();
+	if (vm->passed_through)
+		die("%s: passing the machine through is not there for VMX", vm->name);
 }
 
 /* A guest that is in 64-bit mode from the start, in ring 0, and has no interrupt table: what
