@@ -2,6 +2,7 @@ package nested_test
 
 import (
 	"strings"
+	"sync"
 	"testing"
 
 	"nestdbg/internal/machine"
@@ -108,14 +109,24 @@ func TestScanOfMemoryWithoutSlices(t *testing.T) {
 func TestProgress(t *testing.T) {
 	w := nestedtest.New()
 	w.Guest().CPU(text+0x40, stack)
+	var mu sync.Mutex
 	var most, of uint64
 	opt := scan
-	opt.Progress = func(done, all uint64) bool { most, of = max(most, done), all; return true }
+	opt.Progress = func(done, all uint64) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		most, of = max(most, done), all
+		return true
+	}
 	if tower := new(nested.Finder).Build(w.Machine(w.Host(0, text, stack)), opt); len(tower.Machines) != 2 {
 		t.Error(outline(tower))
 	}
 	if most != 5<<20 || of != 5<<20 {
 		t.Errorf("%#x of %#x", most, of)
+	}
+	opt.Progress = func(uint64, uint64) bool { return false }
+	if tower := new(nested.Finder).Build(w.Machine(w.Host(0, text, stack)), opt); tower == nil {
+		t.Error("a search that ends early has no answer")
 	}
 }
 
