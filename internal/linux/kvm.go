@@ -35,8 +35,8 @@ type VCPU struct {
 	PID  int // of the thread that runs it; 0 before the first time
 	Mode VCPUMode
 
-	// Regs are the general and debug registers as KVM keeps them while the guest does
-	// not run; while a CPU executes the guest they are old. What the control block also
+	// Regs are the general, debug and floating-point registers as KVM keeps them while the
+	// guest does not run; while a CPU executes the guest they are old. What the control block also
 	// has is true there unless Mode is VCPUOutside. Registers that KVM has not fetched
 	// are not known.
 	Regs *arch.Registers
@@ -116,6 +116,7 @@ type kvmReader struct {
 	types    *Types
 	vm       *vmShape
 	vcpu     *vcpuShape
+	fpu      *fpuShape // nil if it is not known where those registers are
 	flavours []*flavourShape
 	tasks    []Task
 	problems []Problem
@@ -229,6 +230,7 @@ func (k *Kernel) newKVMReader() (*kvmReader, mem.Virt, error) {
 	if r.vcpu, err = newVCPUShape(r.types); err != nil {
 		return nil, 0, err
 	}
+	r.fpu = newFPUShape(r.types)
 	for i := range k.layout.kvm {
 		f := &k.layout.kvm[i]
 		t, err := k.typesWith(f.module, f.vcpu)
@@ -349,6 +351,11 @@ func (r *kvmReader) readVCPU(addr mem.Virt) (VCPU, error) {
 		v.PID = int(n)
 	}
 	v.Regs = r.registers(&rec, v.Mode)
+	if r.fpu != nil && r.offCPU(v.PID) {
+		if err := r.fpu.read(r.k.space, addr, v.Regs); err != nil {
+			r.problem(fmt.Sprintf("floating-point registers of vCPU %#x", addr), err)
+		}
+	}
 	if v.Control, v.Again, err = r.control(addr); err != nil {
 		r.problem(fmt.Sprintf("control block of vCPU %#x", addr), err)
 	}

@@ -180,9 +180,9 @@ func (c *x86CPU) x87(pointers []byte) {
 		c.set(fmt.Sprintf("st%d", i), v[:])
 
 		physical := (top + i) % 8
-		tag := uint64(3) // empty
+		tag := uint64(arch.X87Empty)
 		if valid>>physical&1 != 0 {
-			tag = x87Tag(mantissa, exponent)
+			tag = arch.X87Tag(mantissa, exponent)
 		}
 		tags |= tag << (2 * physical)
 	}
@@ -196,18 +196,6 @@ func (c *x86CPU) x87(pointers []byte) {
 	c.regs.Set("fiseg", ip>>32&0xffff)
 	c.regs.Set("fooff", dp)
 	c.regs.Set("foseg", dp>>32&0xffff)
-}
-
-// x87Tag classifies a register that is not empty: 0 valid, 1 zero, 2 special
-// (Intel SDM Vol. 1, "x87 FPU Tag Word").
-func x87Tag(mantissa, exponent uint64) uint64 {
-	switch exponent &= 0x7fff; {
-	case exponent == 0 && mantissa == 0:
-		return 1
-	case exponent == 0, exponent == 0x7fff, mantissa>>63 == 0:
-		return 2
-	}
-	return 0
 }
 
 // nesting decodes what the stub hides. npt is the subsection nested_cr3 u64,

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"math"
 	"strings"
 	"testing"
 
@@ -86,23 +85,6 @@ func TestX87(t *testing.T) {
 		}
 		if got, _ := r.Get("ftag"); got != c.tags {
 			t.Errorf("%s: ftag = %#x, want %#x", name, got, c.tags)
-		}
-	}
-}
-
-// TestX87Tag has the kinds of numbers of Intel SDM Vol. 1, "x87 FPU Data Types".
-func TestX87Tag(t *testing.T) {
-	for _, c := range []struct {
-		name               string
-		mantissa, exponent uint64
-		want               uint64
-	}{
-		{"one", 1 << 63, 0x3fff, 0}, {"minus one", 1 << 63, 0xbfff, 0}, {"zero", 0, 0, 1}, {"minus zero", 0, 0x8000, 1},
-		{"infinity", 1 << 63, 0x7fff, 2}, {"NaN", 3 << 62, 0xffff, 2}, {"denormal", 1, 0, 2},
-		{"pseudo-denormal", 1 << 63, 0, 2}, {"unnormal", 1 << 62, 0x3fff, 2}, {"MMX", math.MaxUint64, 0xffff, 2},
-	} {
-		if got := x87Tag(c.mantissa, c.exponent); got != c.want {
-			t.Errorf("%s: tag %d, want %d", c.name, got, c.want)
 		}
 	}
 }
