@@ -31,6 +31,8 @@ const (
 	// MAX_VMS and MAX_CPUS of monitor/monitor.h.
 	monitorMaxVMs  = 4
 	monitorMaxCPUs = 16
+	// monitorLeast is what it deals out: up to the end of large_page() of monitor/memory.c.
+	monitorLeast = 512 << 20
 	// monitorReady is the line with which it says that every VM has begun its work.
 	monitorReady = "monitor: ready"
 )
@@ -46,8 +48,8 @@ func (o Options) checkMonitor() error {
 		return fmt.Errorf("%d VMs: the monitor starts 1 to %d", o.VMs, monitorMaxVMs)
 	case o.CPUs < 1 || o.CPUs > monitorMaxCPUs:
 		return fmt.Errorf("%d CPUs: the monitor uses 1 to %d", o.CPUs, monitorMaxCPUs)
-	case o.Memory < 128<<20:
-		return fmt.Errorf("memory of %dM: the monitor needs 128M", o.Memory>>20)
+	case o.Memory < monitorLeast:
+		return fmt.Errorf("memory of %dM: the monitor needs %dM", o.Memory>>20, monitorLeast>>20)
 	case o.Depth > 2:
 		return fmt.Errorf("depth %d: there are no VMs in the monitor's VMs", o.Depth)
 	case o.VMCPUs != 0 || o.VMMemory != 0 || o.VMAppend != "" || o.L1Kernel+o.L1Modules != "":

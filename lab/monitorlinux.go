@@ -17,8 +17,8 @@ import (
 // no channel: what it says of itself goes to the serial line.
 
 const (
-	monitorLinuxMemory = 190 << 20 // RAM_END of monitor/linux.c without the hole
-	monitorLinuxLeast  = 640 << 20 // of L1: beyond large_page() of monitor/memory.c
+	monitorLinuxMemory = 190 << 20              // RAM_END of monitor/linux.c without the hole
+	monitorLinuxLeast  = monitorLeast + 128<<20 // of L1: with room for what the loader brings
 	// linuxReady is the last of what the guest says, and linuxTold begins what it was asked.
 	linuxReady = "guest: ready"
 	linuxTold  = "guest: told "

@@ -58,7 +58,7 @@ func TestOptionErrors(t *testing.T) {
 		{Options{Kind: MonitorKind, L1Kernel: "k"}, "no kernel"},
 		{Options{Kind: MonitorKind, Kernel: "k", VMs: 2}, "1 CPU"},
 		{Options{Kind: BochsMonitorKind, Kernel: "k"}, "SVM only"},
-		{Options{Kind: MonitorKind, Memory: 64 << 20}, "needs 128M"},
+		{Options{Kind: MonitorKind, Memory: 64 << 20}, "needs 512M"},
 	} {
 		_, err := c.o.withDefaults()
 		var option *OptionError
