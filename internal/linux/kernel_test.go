@@ -31,7 +31,7 @@ struct atomic_t { int counter; }
 struct kvm_vcpu_arch { long regs[17]; u32 regs_avail; long db[4]; }
 struct kvm_vcpu { ptr kvm; int cpu; int vcpu_id; int mode; ptr pid; kvm_vcpu_arch arch; }
 struct kvm_vmcb_info { ptr ptr; long pa; }
-struct svm_nested_state { kvm_vmcb_info vmcb02; long vmcb12_gpa; long last_vmcb12_gpa; u8 nested_run_pending; }
+struct svm_nested_state { kvm_vmcb_info vmcb02; long hsave_msr; long vmcb12_gpa; long last_vmcb12_gpa; u8 nested_run_pending; }
 struct vcpu_svm { long pad; kvm_vcpu vcpu; ptr vmcb; kvm_vmcb_info vmcb01; svm_nested_state nested; }
 struct lonely_svm { kvm_vcpu vcpu; long pad[3]; ptr vmcb; long pa; }
 struct page { long flags; long compound_head; int _mapcount; int _refcount; long mapping; long private; long pad; }

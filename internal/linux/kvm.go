@@ -76,6 +76,9 @@ type ControlBlock struct {
 	Inner mem.Phys
 	// LastInner is the last one that it entered, 0 if that is not known.
 	LastInner mem.Phys
+	// HostSave is the host save area that the guest gave its CPU for guests of its own,
+	// in its own physical memory; 0 if it gave none, or that is not known.
+	HostSave mem.Phys
 	// Pending says that nothing was executed since that entry: what Inner holds is
 	// newer than what Merged does.
 	Pending bool
@@ -98,6 +101,7 @@ type kvmFlavour struct {
 	inner   string // address of the guest's own block for its guest, while that runs
 	pending string // whether it is yet to run
 	last    string // the last that inner was
+	save    string // where the guest's CPU is to save its own state meanwhile
 }
 
 // Linux 6.1 arch/x86/kvm/svm/svm.h and vmx/vmx.h. Before 5.13 a vcpu_svm had one VMCB.
@@ -105,7 +109,7 @@ var (
 	kvmSVM = kvmFlavour{module: "kvm_amd", vcpu: "vcpu_svm", kind: "vmcb",
 		own: []string{"vmcb01.ptr", "vmcb"}, ownPA: []string{"vmcb01.pa", "vmcb_pa"}, inUse: "vmcb",
 		merged: "nested.vmcb02.ptr", inner: "nested.vmcb12_gpa", pending: "nested.nested_run_pending",
-		last: "nested.last_vmcb12_gpa"}
+		last: "nested.last_vmcb12_gpa", save: "nested.hsave_msr"}
 	kvmVMX = kvmFlavour{module: "kvm_intel", vcpu: "vcpu_vmx", kind: "vmcs",
 		own: []string{"vmcs01.vmcs"}, inUse: "loaded_vmcs", via: "loaded_vmcs", member: "vmcs"}
 )

@@ -160,13 +160,14 @@ func TestGuestOfGuest(t *testing.T) {
 		{what: "wild pointer", current: merged, merged: 0x5001, err: ErrCorrupt},
 	} {
 		s.vcpus[1].set("vmcb", c.current.va).set("nested.vmcb02.ptr", c.merged).set("nested.vmcb12_gpa", c.inner).
-			set("nested.nested_run_pending", c.pending).set("nested.last_vmcb12_gpa", 0x7000)
+			set("nested.nested_run_pending", c.pending).set("nested.last_vmcb12_gpa", 0x7000).
+			set("nested.hsave_msr", 0x8000)
 		got, err := again.Read()
 		if !errors.Is(err, c.err) {
 			t.Errorf("%s: %v", c.what, err)
 		}
 		if c.want.Merged != 0 {
-			c.want.LastInner = 0x7000
+			c.want.LastInner, c.want.HostSave = 0x7000, 0x8000
 		}
 		if c.want.Kind, c.want.Phys = "vmcb", own.pa; c.err == nil && got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.what, got, c.want)

@@ -31,8 +31,8 @@ func (c *ControlReader) Read() (ControlBlock, error) { return c.flavour.read(c.s
 
 // nestedShape is where a flavour keeps the guest of a guest.
 type nestedShape struct {
-	merged, inner, pending, last             Field
-	hasMerged, hasInner, hasPending, hasLast bool
+	merged, inner, pending, last, save                Field
+	hasMerged, hasInner, hasPending, hasLast, hasSave bool
 }
 
 func newNestedShape(s *shape, f *kvmFlavour) nestedShape {
@@ -42,6 +42,7 @@ func newNestedShape(s *shape, f *kvmFlavour) nestedShape {
 		n.inner, n.hasInner = s.want(f.inner)
 		n.pending, n.hasPending = s.want(f.pending)
 		n.last, n.hasLast = s.want(f.last)
+		n.save, n.hasSave = s.want(f.save)
 	}
 	return n
 }
@@ -54,6 +55,11 @@ func (n *nestedShape) read(space AddressSpace, rec *record, c *ControlBlock) err
 	var err error
 	if c.Merged, err = blockAt(space, rec.uint(n.merged)); err != nil {
 		return fmt.Errorf("merged %s: %w", c.Kind, err)
+	}
+	if n.hasSave {
+		if at := rec.uint(n.save); at%pageSize == 0 {
+			c.HostSave = mem.Phys(at)
+		}
 	}
 	if n.hasLast {
 		if at := rec.uint(n.last); at%pageSize == 0 {

@@ -23,6 +23,7 @@ type innerGuest struct {
 	run     *candidate      // the merged one, in its hypervisor's
 	host    *arch.Registers // the CPU's own registers meanwhile
 	source  string          // of host
+	save    mem.Phys        // of the host save area that the CPU was given, or 0
 	pending bool            // nothing was executed yet: the guest's own block is the newer one
 }
 
@@ -49,7 +50,7 @@ func deeper(m *machine.Machine, found map[mem.Phys]*candidate, own *candidate, c
 	case own.on >= 0:
 		control.Inner = 0
 	case executes && !control.InGuest():
-		control.Inner = control.LastInner
+		control.Inner, control.HostSave = control.LastInner, 0
 		own.block.regs = machine.ModeOf(own.block.regs) // the others are of a later moment
 		own.block.regs.Forget(m.RootRegister())
 	case control.Between():
@@ -85,7 +86,7 @@ func deeper(m *machine.Machine, found map[mem.Phys]*candidate, own *candidate, c
 		run.executed = control.Merged
 	}
 	own.on, own.halted, own.executed = run.on, run.halted, run.executed
-	own.inner = &innerGuest{at: control.Inner, run: run, host: own.block.regs, pending: control.Pending,
+	own.inner = &innerGuest{at: control.Inner, run: run, host: own.block.regs, save: control.HostSave, pending: control.Pending,
 		source: fmt.Sprintf("%s at %#x, where its hypervisor keeps them while its guest runs", own.tech.name(), own.at)}
 	own.evidence = append(own.evidence, run.evidence...)
 	own.evidence = append(own.evidence, fmt.Sprintf("its CPU is in a guest of its own, with the control block at %#x of its memory and the merged one at %#x",
@@ -169,7 +170,7 @@ func enterInner(m *machine.Machine, g []*candidate, problem func(string, ...any)
 			complete(made.block.regs, cpu.Regs, arch.General)
 			cpu.Regs, cpu.Source = made.block.regs, fmt.Sprintf("%s at %#x, and general registers from %s", c.tech.name(), in.at, cpu.Source)
 		}
-		if err := c.tech.enter(m, cpu.Regs, in.at, 0, in.host); err != nil {
+		if err := c.tech.enter(m, cpu.Regs, in.at, in.save, in.host); err != nil {
 			problem("CPU %d of %s is in a guest of its own: %v", cpu.Index, m.Name, err)
 			cpu.State, cpu.Regs, cpu.Source = machine.Hosting, in.host, in.source
 			continue
@@ -177,6 +178,19 @@ func enterInner(m *machine.Machine, g []*candidate, problem func(string, ...any)
 		out[cpu] = in
 	}
 	return out
+}
+
+// own returns the registers of the CPU itself, and where they are from. saved are those
+// in its host save area, or nil: hardware would save all that VMRUN replaces there. A
+// hypervisor that plays hardware keeps that elsewhere, and there is only what the
+// guest itself put there, to load it again after the exit.
+func (in *innerGuest) own(saved *arch.Registers) (*arch.Registers, string) {
+	if in.save == 0 || saved == nil {
+		return in.host, in.source
+	}
+	regs := in.host.Clone()
+	complete(regs, saved, arch.System)
+	return regs, in.source + fmt.Sprintf(", and its host save area at %#x", in.save)
 }
 
 // remember keeps how the control blocks of a machine's CPUs are read again.

@@ -16,6 +16,7 @@ import (
 const (
 	deepText  = uint64(nestedtest.Text)
 	deepStack = deepText + 0x3f00
+	deepSave  = 0x150000 // L2's host save area, into which L2 executes VMSAVE
 )
 
 // deepWorld is L1, L2 in it and L3 in that, each with one CPU and nokaslr.
@@ -51,6 +52,7 @@ func newDeepWorld() *deepWorld {
 	w.made = w.l3.CPU(deepText+0x31, deepStack)
 	w.merged = w.made.Merged(w.own, deepText+0x30, deepStack, svmtest.Values{"EXITCODE": 0x78, "FS base": 0x9999})
 	w.Save(0, w.merged, deepText+0x103, deepStack)
+	w.l2.Write(deepSave, svmtest.Page(svmtest.Values{"TR base": 0xfffffe0000003000, "FS base": 0x6666, "LSTAR": 0x7777}))
 	for i, g := range []*nestedtest.Guest{w.l2, w.l3} {
 		g.Write(g.TextPhys(deepText+0x10), fmt.Appendf(nil, "here is L%d", i+2))
 	}
@@ -65,7 +67,7 @@ func newDeepWorld() *deepWorld {
 // word is what the hypervisor says while L2 is in L3.
 func (w *deepWorld) word() linux.ControlBlock {
 	return linux.ControlBlock{Kind: "vmcb", Phys: w.own.Control, Current: w.merged.Control, Merged: w.merged.Control,
-		Inner: w.made.Control, LastInner: w.made.Control}
+		Inner: w.made.Control, LastInner: w.made.Control, HostSave: deepSave}
 }
 
 // outside is what it says while L2 is not.
@@ -178,6 +180,11 @@ func TestGuestOfGuestRegisters(t *testing.T) {
 	w.says = said{w.word()}
 	running := w.build(w.inL3(deepText + 0x38))
 	parked := w.build(w.Host(0, deepText+0x300, deepStack))
+	w.says = said{w.outside()}
+	left := w.build(w.inL3(deepText + 0x38))
+	w.says = said{w.word()}
+	w.says[0].HostSave = 0
+	unsaved := w.build(w.inL3(deepText + 0x38))
 	for _, c := range []struct {
 		tower   *machine.Tower
 		machine int
@@ -191,21 +198,34 @@ func TestGuestOfGuestRegisters(t *testing.T) {
 		{running, 1, "rsp", deepStack, true},
 		{running, 1, "rax", 0x77, true},
 		{running, 1, "cr3", uint64(w.l2.Tables.Root()), true},
-		{running, 1, "rbx", 0, false},     // in no memory
-		{running, 1, "fs_base", 0, false}, // L3's: the hypervisor loads them from L2's own VMCB
-		{running, 1, "lstar", 0, false},
+		{running, 1, "rbx", 0, false},         // in no memory
+		{running, 1, "fs_base", 0x6666, true}, // those in its VMCB are L3's: the hypervisor loads them from there
+		{running, 1, "lstar", 0x7777, true},
+		{unsaved, 1, "fs_base", 0, false},
+		{unsaved, 1, "lstar", 0, false},
+		{unsaved, 1, "rip", deepText + 0x203, true},
+		{left, 1, "fs_base", 0, false}, // of a later moment
+		{left, 1, "rip", 0, false},
 		{running, 1, "vm_vmcb", 0, false},
 		{parked, 2, "cr3", uint64(w.l3.Tables.Root()), true},
 		{parked, 2, "fs_base", 0x3333, true}, // and leaves them there
 		{parked, 2, "lstar", 0x4444, true},
 		{parked, 2, "rbx", 0, false}, // in KVM, which was not asked
-		{parked, 1, "fs_base", 0, false},
+		{parked, 1, "fs_base", 0x6666, true},
 	} {
 		m := c.tower.Machines[c.machine]
 		if got, ok := m.CPUs[0].Regs.Get(c.reg); got != c.value || ok != c.known {
 			t.Errorf("%s, %s: %s is %#x, %v; want %#x, %v", m.Name, m.CPUs[0].State, c.reg, got, ok, c.value, c.known)
 		}
 	}
+}
+
+// What else hangs on which machine a CPU is in.
+func TestGuestOfGuestPlaces(t *testing.T) {
+	w := newDeepWorld()
+	w.says = said{w.word()}
+	running := w.build(w.inL3(deepText + 0x38))
+	parked := w.build(w.Host(0, deepText+0x300, deepStack))
 	if m, cpu := running.At(0); m != running.Machines[2] || cpu != m.CPUs[0] {
 		t.Errorf("CPU 0 executes %v", m)
 	}

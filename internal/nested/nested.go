@@ -207,7 +207,11 @@ func executing(m *machine.Machine, tech technology, found map[mem.Phys]*candidat
 			}
 			host, source, err := tech.host(m, device)
 			if in := inners[c]; in != nil {
-				host, source, err = in.host, in.source, nil
+				if err != nil {
+					host = nil
+				}
+				host, source = in.own(host)
+				err = nil
 			}
 			if err != nil {
 				problem("CPU %d: its own state while its guest runs: %v", c.Index, err)
