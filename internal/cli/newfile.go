@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"nestdbg/internal/dump"
 )
 
 // writeFile makes a file that is there as a whole or not at all: it is written
@@ -115,6 +117,12 @@ func (s *sparseWriter) Write(p []byte) (int, error) {
 	return done, nil
 }
 
+// WriteHole implements dump.HoleWriter.
+func (s *sparseWriter) WriteHole(n uint64) error {
+	s.at += int64(n)
+	return nil
+}
+
 var zeros [sparsePage]byte
 
 func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
@@ -191,4 +199,17 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.size += int64(n)
 	return n, err
+}
+
+// WriteHole implements dump.HoleWriter.
+func (c *countingWriter) WriteHole(n uint64) error {
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	h, ok := c.w.(dump.HoleWriter)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	c.size += int64(n)
+	return h.WriteHole(n)
 }

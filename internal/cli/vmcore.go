@@ -138,6 +138,10 @@ func (a *app) fillVmcore(ctx context.Context, r *report.Vmcore, o vmcoreOptions)
 	x := &exclusion{zero: slices.Contains(o.exclude, excludeZero)}
 	k, err := a.session.Kernel(m)
 	if err == nil {
+		for _, c := range m.CPUs {
+			task, _ := k.TaskOn(c.Regs) // 0 if that is not known
+			core.Tasks = append(core.Tasks, task.PID)
+		}
 		r.Problems = append(r.Problems, describeKernel(core, k)...)
 		err = x.find(k, core.Ranges, o.exclude)
 	} else if len(o.exclude) == 0 {
@@ -218,6 +222,17 @@ func (w *percentWriter) Write(b []byte) (int, error) {
 	w.done += uint64(n)
 	w.p.show(w.done, w.all)
 	return n, err
+}
+
+// WriteHole implements dump.HoleWriter.
+func (w *percentWriter) WriteHole(n uint64) error {
+	h, ok := w.w.(dump.HoleWriter)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	w.done += n
+	w.p.show(w.done, w.all)
+	return h.WriteHole(n)
 }
 
 // exclusions are the kinds of pages that a kernel tells apart.

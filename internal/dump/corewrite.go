@@ -17,6 +17,9 @@ import (
 type Core struct {
 	Arch *arch.Arch
 	CPUs []*arch.Registers
+	// Tasks are the numbers of the tasks that the CPUs run, 0 if that is not known or is
+	// the idle task; nil: not known of any. drgn finds a task's registers by them.
+	Tasks []int
 	// VMCoreInfo is the kernel's own text about itself, nil if it has none.
 	VMCoreInfo []byte
 	// Ranges is the memory, ascending, of whole pages.
@@ -82,6 +85,17 @@ func (c *Core) Write(w io.Writer) (problems []string, err error) {
 	for _, r := range c.Ranges {
 		for at := r.First; ; {
 			b := buf[:min(uint64(len(buf)), r.Last-at+1)]
+			if n := c.hole(mem.Range{First: at, Last: r.Last}); n > 0 {
+				done, err := leaveHole(w, n)
+				if err != nil {
+					return problems, err
+				}
+				if at += done; done > 0 && at-1 == r.Last {
+					break
+				} else if done > 0 {
+					continue
+				}
+			}
 			lost := c.ReadPages(b, mem.Phys(at))
 			unread += uint64(len(lost)) * pageSize
 			if _, err := w.Write(b); err != nil {
@@ -96,6 +110,41 @@ func (c *Core) Write(w io.Writer) (problems []string, err error) {
 		problems = append(problems, fmt.Sprintf("%d bytes of memory could not be read when it was their turn, and are zero in the file", unread))
 	}
 	return problems, nil
+}
+
+// HoleWriter is a writer of a file that can have holes, which read as zeros.
+type HoleWriter interface {
+	io.Writer
+	WriteHole(n uint64) error
+}
+
+// leaveHole makes a hole in a file that can have one, and returns its size.
+func leaveHole(w io.Writer, n uint64) (uint64, error) {
+	h, ok := w.(HoleWriter)
+	if !ok {
+		return 0, nil
+	}
+	return n, h.WriteHole(n)
+}
+
+// hole is how many bytes from the beginning of a range on are zero for certain.
+func (c *Core) hole(r mem.Range) uint64 {
+	if c.Populated == nil {
+		return 0
+	}
+	i, inside := slices.BinarySearchFunc(c.Populated, r.First, func(p mem.Range, at uint64) int {
+		if p.Contains(at) {
+			return 0
+		}
+		return cmp.Compare(p.First, at)
+	})
+	switch {
+	case inside:
+		return 0
+	case i == len(c.Populated) || c.Populated[i].First > r.Last:
+		return r.Size()
+	}
+	return c.Populated[i].First - r.First
 }
 
 // ReadPages fills b, and clears the pages that cannot be read: those at the offsets
@@ -209,7 +258,7 @@ func (c *Core) loads(data uint64) []load {
 func (c *Core) notes() []byte {
 	var b []byte
 	for i, r := range c.CPUs {
-		b = appendNote(b, "CORE", noteStatus, statusNote(r, i))
+		b = appendNote(b, "CORE", noteStatus, statusNote(r, c.threadOf(i)))
 	}
 	for _, r := range c.CPUs {
 		b = appendNote(b, "QEMU", noteQEMU, qemuNote(r))
@@ -248,11 +297,24 @@ func value(r *arch.Registers, name string) uint64 {
 	return v
 }
 
-// statusNote is a struct elf_prstatus; its process number is the CPU's from 1.
-func statusNote(r *arch.Registers, cpu int) []byte {
+// threadOf is the process number of a CPU's note: gdb makes it a thread of that number,
+// so it must differ from the others. What has none gets one that no task of Linux can
+// have (Linux include/linux/threads.h:PID_MAX_LIMIT).
+func (c *Core) threadOf(cpu int) uint32 {
+	const limit = 4 << 20
+	if cpu < len(c.Tasks) {
+		if pid := c.Tasks[cpu]; pid > 0 && pid < limit && slices.Index(c.Tasks, pid) == cpu {
+			return uint32(pid)
+		}
+	}
+	return uint32(limit + 1 + cpu)
+}
+
+// statusNote is a struct elf_prstatus.
+func statusNote(r *arch.Registers, pid uint32) []byte {
 	b := make([]byte, statusSize)
 	const pidAt = 32
-	binary.LittleEndian.PutUint32(b[pidAt:], uint32(cpu+1))
+	binary.LittleEndian.PutUint32(b[pidAt:], pid)
 	for i, name := range statusRegs {
 		if name != "" {
 			binary.LittleEndian.PutUint64(b[statusRegsAt+8*i:], value(r, name))

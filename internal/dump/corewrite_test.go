@@ -126,3 +126,38 @@ func TestPopulated(t *testing.T) {
 type readerFunc func(p []byte, a mem.Phys) (int, error)
 
 func (f readerFunc) ReadPhys(p []byte, a mem.Phys) (int, error) { return f(p, a) }
+
+// holey is a file with holes.
+type holey struct {
+	bytes.Buffer
+	holes uint64
+}
+
+func (h *holey) WriteHole(n uint64) error {
+	h.holes += n
+	h.Write(make([]byte, n))
+	return nil
+}
+
+// TestHoles: a file that can have holes has them where memory is zero for certain, and
+// is the same file.
+func TestHoles(t *testing.T) {
+	c, _ := newCore()
+	var plain bytes.Buffer
+	if _, err := c.Write(&plain); err != nil {
+		t.Fatal(err)
+	}
+	for want, populated := range map[uint64][]mem.Range{
+		0x1000: {{First: 0x1000, Last: 0x1fff}, {First: 1<<32 + 0x1000, Last: 1<<32 + 0x1fff}},
+		0x2000: {{First: 0x1000, Last: 0x3fff}, {First: 1 << 33, Last: 1<<33 + 1}},
+		0:      {{First: 0, Last: 1 << 40}},
+	} {
+		var file holey
+		c.Populated = populated
+		_, err := c.Write(&file)
+		last := want == 0x2000 // then what is at the end is not read
+		if err != nil || file.holes != want || bytes.Equal(file.Bytes(), plain.Bytes()) == last || file.Len() != plain.Len() {
+			t.Errorf("%v: %#x bytes in holes, want %#x, %v", populated, file.holes, want, err)
+		}
+	}
+}

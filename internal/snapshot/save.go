@@ -85,7 +85,8 @@ func (w *Writer) CopyRAM(ctx context.Context, ram RAM, progress func(done, all u
 		return err
 	}
 	w.sums = make([]byte, 4*w.m.chunks())
-	c := &copying{w: w, ram: ram, populated: ram.PopulatedRanges(), progress: progress}
+	c := &copying{w: w, ram: ram, populated: ram.PopulatedRanges(), progress: progress,
+		zeroSum: crc32.Checksum(make([]byte, chunkSize), castagnoli)}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group sync.WaitGroup
@@ -107,6 +108,7 @@ type copying struct {
 	ram       RAM
 	populated []mem.Range
 	progress  func(done, all uint64)
+	zeroSum   uint32        // of a chunk of zeros
 	next      atomic.Uint64 // the chunk that nobody has begun
 	done      atomic.Uint64 // bytes
 }
@@ -124,19 +126,41 @@ func (c *copying) work(ctx context.Context) error {
 		}
 		first := i * chunkSize
 		chunk := buf[:min(chunkSize, c.w.m.RAMSize-first)]
-		if err := c.read(chunk, first); err != nil {
-			return err
+		sum := c.zeroSum
+		if len(chunk) < chunkSize || c.populatedIn(first, chunkSize) {
+			if err := c.read(chunk, first); err != nil {
+				return err
+			}
+			sum = crc32.Checksum(chunk, castagnoli)
+			stored, err := writeSparse(c.w.ram, chunk, int64(first))
+			if err != nil {
+				return err
+			}
+			c.w.stored.Add(stored)
 		}
-		binary.LittleEndian.PutUint32(c.w.sums[4*i:], crc32.Checksum(chunk, castagnoli))
-		stored, err := writeSparse(c.w.ram, chunk, int64(first))
-		if err != nil {
-			return err
-		}
-		c.w.stored.Add(stored)
+		binary.LittleEndian.PutUint32(c.w.sums[4*i:], sum)
 		if done := c.done.Add(uint64(len(chunk))); c.progress != nil {
 			c.progress(done, c.w.m.RAMSize)
 		}
 	}
+}
+
+// populatedIn reports whether some of the bytes at an offset of the file to be may not
+// be zero.
+func (c *copying) populatedIn(offset, n uint64) bool {
+	for _, r := range c.w.m.Ranges {
+		from, to := max(r.Offset, offset), min(r.Offset+(r.Last-r.First+1), offset+n)
+		if from >= to {
+			continue
+		}
+		span := mem.Range{First: r.First + (from - r.Offset), Last: r.First + (to - r.Offset) - 1}
+		for _, p := range c.populated {
+			if p.First <= span.Last && span.First <= p.Last {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // read fills chunk with what is at offset of the file to be: what is populated
