@@ -16,7 +16,9 @@ type moded interface {
 }
 
 // modeRegisters: the host-state area has them (Intel SDM Vol. 3C, "Host-State Area").
-func (vmxTechnology) modeRegisters() []string { return []string{"cr0", "cr3", "cr4", "efer", "efer_mode"} }
+func (vmxTechnology) modeRegisters() []string {
+	return []string{"cr0", "cr3", "cr4", "efer", "efer_mode"}
+}
 
 // statedMode is the paging mode of a hypervisor of which there is nothing but memory, as
 // a control block has it whose guest makes sense; nil if there is none.
