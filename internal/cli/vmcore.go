@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -305,25 +304,22 @@ const maxRaw = 1 << 44
 
 // writeRaw writes memory at its addresses, with zeros between.
 func writeRaw(w io.Writer, c *dump.Core) (problems []string, err error) {
-	buf, at := make([]byte, 1<<20), uint64(0)
+	at := uint64(0)
 	for _, r := range c.Ranges {
 		if r.Last > maxRaw {
 			return problems, usagef("memory reaches up to %#x: too far for a raw file; use --format elf", r.Last)
 		}
-		for at <= r.Last {
-			b := buf[:min(uint64(len(buf)), r.Last-at+1)]
-			if at < r.First {
-				b = b[:min(uint64(len(b)), r.First-at)]
-				clear(b)
-			} else if lost := c.ReadPages(b, mem.Phys(at)); len(lost) > 0 {
-				first := slices.Min(slices.Collect(maps.Keys(lost)))
-				return problems, fmt.Errorf("physical memory at %#x could not be read when it was its turn", at+first)
-			}
-			if _, err := w.Write(b); err != nil {
-				return problems, err
-			}
-			at += uint64(len(b))
+		if err := dump.WriteZeros(w, r.First-at); err != nil {
+			return problems, err
 		}
+		lost, err := c.CopyRange(w, r)
+		switch {
+		case err != nil:
+			return problems, err
+		case len(lost) > 0:
+			return problems, fmt.Errorf("physical memory at %#x could not be read when it was its turn", slices.Min(lost))
+		}
+		at = r.Last + 1
 	}
 	return problems, nil
 }

@@ -80,30 +80,12 @@ func (c *Core) Write(w io.Writer) (problems []string, err error) {
 	if _, err := w.Write(c.head()); err != nil {
 		return problems, err
 	}
-	buf := make([]byte, 1<<20)
 	unread := uint64(0)
 	for _, r := range c.Ranges {
-		for at := r.First; ; {
-			b := buf[:min(uint64(len(buf)), r.Last-at+1)]
-			if n := c.hole(mem.Range{First: at, Last: r.Last}); n > 0 {
-				done, err := leaveHole(w, n)
-				if err != nil {
-					return problems, err
-				}
-				if at += done; done > 0 && at-1 == r.Last {
-					break
-				} else if done > 0 {
-					continue
-				}
-			}
-			lost := c.ReadPages(b, mem.Phys(at))
-			unread += uint64(len(lost)) * pageSize
-			if _, err := w.Write(b); err != nil {
-				return problems, err
-			}
-			if at += uint64(len(b)); at-1 == r.Last {
-				break
-			}
+		lost, err := c.CopyRange(w, r)
+		unread += uint64(len(lost)) * pageSize
+		if err != nil {
+			return problems, err
 		}
 	}
 	if unread > 0 {
@@ -112,19 +94,48 @@ func (c *Core) Write(w io.Writer) (problems []string, err error) {
 	return problems, nil
 }
 
+// CopyRange writes the memory of a range. Pages that cannot be read, whose addresses it
+// returns, are written as zeros.
+func (c *Core) CopyRange(w io.Writer, r mem.Range) (lost []mem.Phys, err error) {
+	buf := make([]byte, 1<<20)
+	for at := r.First; ; {
+		n := c.hole(mem.Range{First: at, Last: r.Last})
+		if n > 0 {
+			err = WriteZeros(w, n)
+		} else {
+			b := buf[:min(uint64(len(buf)), r.Last-at+1)]
+			for off := range c.ReadPages(b, mem.Phys(at)) {
+				lost = append(lost, mem.Phys(at+off))
+			}
+			_, err = w.Write(b)
+			n = uint64(len(b))
+		}
+		if at += n; err != nil || at-1 == r.Last {
+			return lost, err
+		}
+	}
+}
+
 // HoleWriter is a writer of a file that can have holes, which read as zeros.
 type HoleWriter interface {
 	io.Writer
 	WriteHole(n uint64) error
 }
 
-// leaveHole makes a hole in a file that can have one, and returns its size.
-func leaveHole(w io.Writer, n uint64) (uint64, error) {
-	h, ok := w.(HoleWriter)
-	if !ok {
-		return 0, nil
+// WriteZeros writes n zeros, as a hole in a file that can have one.
+func WriteZeros(w io.Writer, n uint64) error {
+	if h, ok := w.(HoleWriter); ok {
+		return h.WriteHole(n)
 	}
-	return n, h.WriteHole(n)
+	zeros := make([]byte, min(n, 1<<20))
+	for n > 0 {
+		b := zeros[:min(n, uint64(len(zeros)))]
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+		n -= uint64(len(b))
+	}
+	return nil
 }
 
 // hole is how many bytes from the beginning of a range on are zero for certain.

@@ -36,6 +36,7 @@ func TestForeignHits(t *testing.T) {
 		t.Fatalf("ksys_write is at %#x in L1 and at %#x in L2: the lab is not what the test needs", other, addr)
 	}
 	ask(t, l, "l1", "exec (i=0; while [ $i -lt 2000 ]; do echo x >/dev/null; usleep 2000; i=$((i+1)); done) >/dev/null 2>&1 &")
+	keepBusy(t, l, "vm0", "echo x >/dev/null; usleep 20000")
 	c := connect(t, serve(t, l).addr)
 	c.attach(l1, vm0)
 	own := 0

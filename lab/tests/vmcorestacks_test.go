@@ -78,7 +78,7 @@ func checkDrgnStacks(t *testing.T, l *lab.Lab, machine, file, vmlinux string) {
 			continue
 		}
 		want, ok := theirs[s.Task.PID]
-		if !ok {
+		if !ok || strings.Contains(s.Error, "it has ended") { // drgn reads on in a stack that was given back
 			continue
 		}
 		var got []uint64
