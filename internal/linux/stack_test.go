@@ -123,6 +123,39 @@ func TestUnwindCPU(t *testing.T) {
 	}
 }
 
+// TestUnwindImpossible: what an entry leads to is no frame unless it can be one. Registers
+// that were interrupted have a code segment that fits their program counter, and a
+// function returns to the kernel.
+func TestUnwindImpossible(t *testing.T) {
+	const selector, junk = 0x10, 0x31722b33
+	for name, c := range map[string]struct {
+		ip, cs uint64
+		fine   bool
+	}{
+		"kernel":                    {fnBody + 8, selector, true},
+		"user mode":                 {fakeUser, 0x33, true},
+		"a null call":               {0, selector, true},
+		"no code segment":           {fnBody + 8, 0, false},
+		"a code segment of 32 bits": {fnBody + 8, junk, false},
+		"ring 1":                    {fnBody + 8, 0x11, false},
+		"user code in the kernel":   {fnBody + 8, 0x33, false},
+		"kernel code at a user's":   {fakeUser, selector, false},
+	} {
+		s, stack := newStackFake(t)
+		pushRegs(stack, 0, 0x1111, c.ip, c.cs, stack.va+0x200)
+		stack.put64(0x200, fnStart+1).put64(0x210, fnStart+1)
+		got, err := s.find().Unwinder().CPU(cpuAt(fnInterrupt+5, stack.va, 0))
+		if (len(got) > 1) != c.fine || errors.Is(err, ErrCorrupt) == c.fine {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	s, stack := newStackFake(t)
+	stack.put64(0, junk)
+	if got, err := s.find().Unwinder().CPU(cpuAt(fnLeaf+4, stack.va, 0)); len(got) != 1 || !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a return address in user space: %+v, %v", got, err)
+	}
+}
+
 // A stack without a chain of calls to its end gives no frames, and a jump is one of the
 // whole instruction.
 func TestLost(t *testing.T) {
