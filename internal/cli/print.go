@@ -12,6 +12,7 @@ import (
 
 	"nestdbg/internal/cexpr"
 	"nestdbg/internal/linux"
+	"nestdbg/internal/machine"
 	"nestdbg/internal/report"
 )
 
@@ -27,29 +28,55 @@ func (o *printOptions) flags(c *cobra.Command) {
 	c.Flags().IntVar(&o.limits.Elements, "elements", 200, "elements of an array and characters of a string that are shown")
 }
 
-// printer is what evaluates for a machine's kernel, as one of its CPUs sees memory.
+// printer is what evaluates for a machine's kernel. A machine that runs is stopped for
+// it only if an expression needs a CPU: a register, or memory that the kernel's own page
+// tables do not have. A CPU that was chosen is asked at once.
 func (a *app) printer(ctx context.Context, o *printOptions, format byte) (*report.Printer, error) {
 	if o.limits.Depth < 1 || o.limits.Elements < 1 {
 		return nil, usagef("--depth and --elements are numbers from 1 on")
 	}
-	m, k, err := a.kernelAt(ctx)
+	kernel := a.kernelAside
+	if o.cpu >= 0 {
+		kernel = a.kernelAt
+	}
+	m, k, err := kernel(ctx)
 	if err != nil {
 		return nil, err
 	}
 	in := linux.ExprContext{}
-	if t := a.thread.task; t != nil && a.thread.machine == m.Name && o.cpu < 0 {
+	switch t := a.thread.task; {
+	case t != nil && a.thread.machine == m.Name && o.cpu < 0:
 		in.Task = t.Addr // the thread that is selected in gdb
-	} else if one, err := a.cpu(m, o.cpu); err == nil {
-		v, err := a.session.VirtMemory(m, one)
-		if err != nil {
+	case o.cpu >= 0 || a.debugger != nil:
+		one, err := a.exprCPU(m, o.cpu)
+		if err != nil && o.cpu >= 0 {
 			return nil, err
 		}
-		in.Memory, in.Regs = v, one.Regs
-	} else if o.cpu >= 0 {
-		return nil, err
+		if err == nil {
+			in.Memory = one.Memory
+			in.CPU = func() (linux.ExprCPU, error) { return one, nil }
+		}
+	default:
+		in.CPU = func() (linux.ExprCPU, error) {
+			m, err := a.lookAt(ctx)
+			if err != nil {
+				return linux.ExprCPU{}, err
+			}
+			return a.exprCPU(m, o.cpu)
+		}
 	}
 	return &report.Printer{Machine: m.Name, Env: k.Expressions(in), Format: format, Limits: o.limits,
 		Symbol: func(addr uint64) string { return report.PointerSymbol(k, addr) }}, nil
+}
+
+// exprCPU is a CPU of the last look for expressions.
+func (a *app) exprCPU(m *machine.Machine, index int) (linux.ExprCPU, error) {
+	one, err := a.cpu(m, index)
+	if err != nil {
+		return linux.ExprCPU{}, err
+	}
+	v, err := a.session.VirtMemory(m, one)
+	return linux.ExprCPU{Regs: one.Regs, Memory: v}, err
 }
 
 // expressionError makes what is wrong about an expression wrong usage, with the
@@ -75,8 +102,10 @@ func (a *app) printCommand() *cobra.Command {
 		Use: "print [/FORMAT] EXPRESSION", Aliases: []string{"p"},
 		Short: "The value of a C expression over a kernel's variables and types: print init_task.comm",
 		Long: `The value of a C expression, as gdb's print, with the symbols of a machine's kernel and
-its modules, and the types that the kernel carries of itself (BTF). Memory is read as
-the chosen CPU sees it. Nothing is assigned and nothing is called.
+its modules, and the types that the kernel carries of itself (BTF). Memory is the
+kernel's, or what the chosen CPU sees; a machine that runs is stopped, for a moment,
+only for --cpu, a register, current(), and memory that the kernel does not map.
+Nothing is assigned and nothing is called.
 
 Besides C:
   per_cpu(runqueues, 1).curr     a CPU's copy of a per-CPU variable, by the kernel's number

@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/cexpr"
@@ -11,9 +12,18 @@ import (
 
 // ExprContext is what expressions see besides the kernel.
 type ExprContext struct {
-	Memory mem.VirtReader  // whose address space; nil for the kernel's own
-	Regs   *arch.Registers // of the CPU that "$rip" and "current()" mean; may be nil
-	Task   mem.Virt        // the task that "current()" means instead; may be 0
+	Memory mem.VirtReader // whose address space; nil for the kernel's own
+	// CPU is the CPU that "$rip" and "current()" mean, and addresses that Memory does
+	// not map. It is asked for once, when an expression needs one, as that may stop a
+	// machine; nil if there is none.
+	CPU  func() (ExprCPU, error)
+	Task mem.Virt // the task that "current()" means instead; may be 0
+}
+
+// ExprCPU is a CPU as expressions see it.
+type ExprCPU struct {
+	Regs   *arch.Registers
+	Memory mem.VirtReader // as the CPU sees it; may be nil
 }
 
 // Expressions is what C expressions about this kernel are evaluated in, for one
@@ -22,11 +32,15 @@ type ExprContext struct {
 // too. A kernel without has an Env that knows symbols and says what is missing.
 func (k *Kernel) Expressions(c ExprContext) *cexpr.Env {
 	e := &cexpr.Env{PerCPU: k.exprPerCPU}
-	memory := c.Memory
-	if memory == nil {
-		memory = k.space
+	if c.Memory == nil {
+		c.Memory = k.space
 	}
-	e.Memory = &pageMemory{from: memory, pages: map[uint64]memoryPage{}}
+	memory := &pageMemory{from: c.Memory, pages: map[uint64]memoryPage{}}
+	if c.CPU != nil {
+		c.CPU = sync.OnceValues(c.CPU)
+		memory.more = c.CPU
+	}
+	e.Memory = memory
 	symbols := &exprSymbols{k: k, env: e}
 	e.Symbols = symbols
 	if core, err := k.Types(); err != nil {
@@ -35,8 +49,14 @@ func (k *Kernel) Expressions(c ExprContext) *cexpr.Env {
 		symbols.types = newExprTypes(k, core)
 		e.Types = symbols.types
 	}
-	if c.Regs != nil {
-		e.Registers = func(name string) (uint64, error) { return exprRegister(c.Regs, name) }
+	if c.CPU != nil {
+		e.Registers = func(name string) (uint64, error) {
+			one, err := c.CPU()
+			if err != nil {
+				return 0, err
+			}
+			return exprRegister(one.Regs, name)
+		}
 	}
 	e.Helpers = k.helpers(e, c)
 	return e
@@ -153,10 +173,14 @@ func (k *Kernel) currentFor(args []cexpr.Value, c ExprContext) (mem.Virt, error)
 		}
 	case c.Task != 0:
 		return c.Task, nil
-	case c.Regs == nil:
+	case c.CPU == nil:
 		return 0, refuse("current() needs a CPU whose registers are known; write current(CPU)")
 	default:
-		if cpu, err = k.CPUOf(c.Regs); err != nil {
+		one, err := c.CPU()
+		if err != nil {
+			return 0, err
+		}
+		if cpu, err = k.CPUOf(one.Regs); err != nil {
 			return 0, err
 		}
 	}
@@ -207,6 +231,7 @@ func (k *Kernel) moduleFor(args []cexpr.Value) (mem.Virt, error) {
 // pageMemory reads each page once. It keeps a bounded number of them.
 type pageMemory struct {
 	from  mem.VirtReader
+	more  func() (ExprCPU, error) // for what from does not have; may be nil
 	pages map[uint64]memoryPage
 }
 
@@ -237,13 +262,24 @@ func (m *pageMemory) page(base uint64) memoryPage {
 	if page, ok := m.pages[base]; ok {
 		return page
 	}
-	b := make([]byte, pageSize)
-	n, err := m.from.ReadVirt(b, mem.Virt(base))
-	page := memoryPage{b[:n], err}
+	page := readPage(m.from, base)
+	if page.err != nil && m.more != nil {
+		if one, err := m.more(); err != nil {
+			page.err = fmt.Errorf("%w; no CPU can be asked either: %w", page.err, err)
+		} else if one.Memory != nil {
+			page = readPage(one.Memory, base)
+		}
+	}
 	if len(m.pages) < pagesMax {
 		m.pages[base] = page
 	}
 	return page
+}
+
+func readPage(from mem.VirtReader, base uint64) memoryPage {
+	b := make([]byte, pageSize)
+	n, err := from.ReadVirt(b, mem.Virt(base))
+	return memoryPage{b[:n], err}
 }
 
 // faultAt is a page's fault, for the address in it that was wanted.

@@ -34,7 +34,7 @@ func checkExpressions(t *testing.T, s *fakeSystem) {
 	regs := arch.NewRegisters(arch.X86)
 	regs.Set("gs_base", s.percpu[1].va)
 	regs.Set("rip", 0x1234)
-	env := k.Expressions(ExprContext{Regs: regs})
+	env := k.Expressions(ExprContext{CPU: func() (ExprCPU, error) { return ExprCPU{Regs: regs}, nil }})
 	init, leader, vcpu := s.tasks[0], s.tasks[1], s.tasks[2]
 	for expr, want := range map[string]string{
 		"init_task.comm[0]":         "char 0x73",
@@ -96,6 +96,54 @@ func checkExpressions(t *testing.T, s *fakeSystem) {
 	}
 	if _, err := k.Expressions(ExprContext{}).Evaluate("current()"); err == nil || !strings.Contains(err.Error(), "current(CPU)") {
 		t.Error(err)
+	}
+}
+
+// ones is memory in which every byte is 1, below an address.
+type ones struct{ end mem.Virt }
+
+func (o ones) ReadVirt(p []byte, a mem.Virt) (int, error) {
+	n := 0
+	for ; n < len(p) && a < o.end; n, a = n+1, a+1 {
+		p[n] = 1
+	}
+	if n < len(p) {
+		return n, &mem.FaultError{Space: "a process", Addr: uint64(a), Err: mem.ErrFault}
+	}
+	return n, nil
+}
+
+// A CPU is asked for once, and only by what the kernel alone cannot answer.
+func TestExpressionsAskForACPU(t *testing.T) {
+	s := newFakeSystem(t, true)
+	k := s.find()
+	regs := arch.NewRegisters(arch.X86)
+	regs.Set("gs_base", s.percpu[1].va)
+	regs.Set("rip", 0x1000)
+	for expr, want := range map[string]int{
+		"init_task.comm[0]": 0, "current(0)->pid": 0, "task(101)->pid": 0, "__per_cpu_offset[1]": 0,
+		"current()->pid": 1, "$rip + $rip": 1, "*(int *)0x1000": 1, "*(int *)0x1000 + *(int *)$rip + current()->pid": 1,
+	} {
+		asked := 0
+		env := k.Expressions(ExprContext{CPU: func() (ExprCPU, error) {
+			asked++
+			return ExprCPU{Regs: regs, Memory: ones{0x2000}}, nil
+		}})
+		r, err := env.Evaluate(expr)
+		if err != nil {
+			t.Errorf("%s: %v", expr, err)
+			continue
+		}
+		if _, err := r.Value.Bits(); err != nil || asked != want {
+			t.Errorf("%s: asked %d times, want %d; %v", expr, asked, want, err)
+		}
+	}
+	gone := errors.New("the machine is gone")
+	env := k.Expressions(ExprContext{CPU: func() (ExprCPU, error) { return ExprCPU{}, gone }})
+	for _, expr := range []string{"$rip", "current()", "*(int *)0x1000 + 1"} {
+		if _, err := env.Evaluate(expr); !errors.Is(err, gone) {
+			t.Errorf("%s: %v", expr, err)
+		}
 	}
 }
 
