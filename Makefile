@@ -27,7 +27,7 @@ build: deps ## Build bin/nestdbg
 	$(GO) build -trimpath -o bin/nestdbg ./cmd/nestdbg
 
 test: build check ## Everything: formatting, vet, unit tests, tests on real nested guests
-	@GO='$(GO)' scripts/labtests $(LAB_TESTS)
+	@GO='$(GO)' $(GO) run ./lab/labtests $(LAB_TESTS)
 	$(took)
 
 test-bochs: build ## What needs VMX, in Bochs: boots for minutes

@@ -9,7 +9,7 @@ import (
 )
 
 // front are the packages that speak to the person: they may print and exit.
-var front = []string{"cmd/nestdbg", "cli", "lab/agent", "lab/bench"}
+var front = []string{"cmd/nestdbg", "cli", "lab/agent", "lab/bench", "lab/labtests"}
 
 // standardFiles are what belongs to the front packages.
 var standardFiles = strings.Fields("os.Exit os.Stdin os.Stdout os.Stderr fmt.Print fmt.Printf fmt.Println log.Fatal log.Fatalf")

@@ -20,7 +20,7 @@ import (
 // A lab's guest can die of QEMU itself: 7.2's emulation of SVM leaves the number
 // of an interrupt behind that it injected, and delivers it a second time if
 // something kicks the CPU before the guest's next exit (README, Limits). A test
-// whose guest died says nothing of nestdbg. It fails, and scripts/labtests, which
+// whose guest died says nothing of nestdbg. It fails, and lab/labtests, which
 // reads the line that autopsy prints, runs it once more on a fresh lab.
 
 // pingLimit bounds the answer of a guest that may be dead.

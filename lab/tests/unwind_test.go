@@ -92,7 +92,7 @@ func TestUnwindStops(t *testing.T) {
 	r := &unwindRun{t: t, stops: map[string]int{}, agree: map[string]int{}}
 	for labs := 1; r.total(r.stops) < unwindStops; labs++ {
 		if labs > unwindLabs {
-			fmt.Printf("\ncasualty: %s: %d labs were lost\n", t.Name(), unwindLabs) // see scripts/labtests
+			fmt.Printf("\ncasualty: %s: %d labs were lost\n", t.Name(), unwindLabs) // see lab/labtests
 			t.Fatalf("%d stops on %d labs, want %d", r.total(r.stops), unwindLabs, unwindStops)
 		}
 		if err := r.onLab(uint64(labs)); err != nil {
