@@ -13,8 +13,8 @@ import (
 	"strings"
 )
 
-// extractDeb unpacks the regular files of a package that keep accepts, by
-// their names without "./" in front, into dir. Nothing is unpacked on the way:
+// extractDeb unpacks the files of a package that keep accepts, by their names
+// without "./" in front, into dir; see extractTar. Nothing is unpacked on the way:
 // the package is read as a stream.
 func extractDeb(ctx context.Context, deb, dir string, keep func(name string) bool) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -41,7 +41,8 @@ func extractDeb(ctx context.Context, deb, dir string, keep func(name string) boo
 	return nil
 }
 
-// extractTar unpacks the regular files that keep accepts into dir.
+// extractTar unpacks the regular files that keep accepts into dir, and links from
+// one place in it to another.
 func extractTar(r io.Reader, dir string, keep func(name string) bool) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -59,19 +60,31 @@ func extractTar(r io.Reader, dir string, keep func(name string) bool) error {
 			return err
 		}
 		name := strings.TrimPrefix(h.Name, "./")
-		if h.Typeflag != tar.TypeReg || !keep(name) {
+		isLink := h.Typeflag == tar.TypeSymlink && filepath.IsLocal(filepath.Join(filepath.Dir(name), h.Linkname)) &&
+			!filepath.IsAbs(h.Linkname)
+		if h.Typeflag != tar.TypeReg && !isLink || !keep(name) {
 			continue
 		}
 		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			return err
 		}
-		f, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+		if isLink {
+			err = root.Symlink(h.Linkname, name)
+		} else {
+			err = extractFile(root, name, h.FileInfo().Mode(), tr)
+		}
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(f, tr)
-		if err := errors.Join(err, f.Close()); err != nil {
-			return err
-		}
 	}
+}
+
+func extractFile(root *os.Root, name string, mode os.FileMode, r io.Reader) error {
+	// The owner can always read and remove it; what is executable stays so.
+	f, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode&0o755|0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	return errors.Join(err, f.Close())
 }

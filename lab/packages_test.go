@@ -125,17 +125,21 @@ func TestExtractTar(t *testing.T) {
 		tar.Header{Name: "./boot/", Typeflag: tar.TypeDir},
 		tar.Header{Name: "./boot/vmlinuz", Typeflag: tar.TypeReg, Size: 3000},
 		tar.Header{Name: "./boot/link", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"},
+		tar.Header{Name: "./boot/up", Typeflag: tar.TypeSymlink, Linkname: "../../boot"},
+		tar.Header{Name: "./boot/vmlinux", Typeflag: tar.TypeSymlink, Linkname: "../boot/vmlinuz"},
 		tar.Header{Name: "./usr/doc", Typeflag: tar.TypeReg, Size: 1})
 	dir := t.TempDir()
 	if err := extractTar(bytes.NewReader(stream), dir, func(name string) bool { return name != "usr/doc" }); err != nil {
 		t.Fatal(err)
 	}
 	got, err := filepath.Glob(dir + "/*/*")
-	if err != nil || !slices.Equal(got, []string{dir + "/boot/vmlinuz"}) {
-		t.Errorf("unpacked %q, %v", got, err)
+	if err != nil || !slices.Equal(got, []string{dir + "/boot/vmlinux", dir + "/boot/vmlinuz"}) {
+		t.Fatalf("unpacked %q, %v", got, err)
 	}
-	if st, err := os.Stat(got[0]); err != nil || st.Size() != 3000 {
-		t.Errorf("%v, %v", st, err)
+	for _, path := range got { // the first is a link to the second
+		if st, err := os.Stat(path); err != nil || st.Size() != 3000 || st.Mode() != 0o600 {
+			t.Errorf("%v, %v", st, err)
+		}
 	}
 	all := func(string) bool { return true }
 	for n := 1; n < 5120; n += 200 { // the two blocks of zeros that end it may be missing

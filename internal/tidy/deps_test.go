@@ -22,7 +22,7 @@ var systemTools = strings.Fields("bash cat env find grep id ldd")
 
 // wanted are programs that the script looks for. Files it looks for are those
 // of the machine that runs the test, which had them to get so far.
-var wanted = strings.Fields("go qemu-system-x86_64 gdb gcc make readelf crash drgn makedumpfile kill git")
+var wanted = strings.Fields("go qemu-system-x86_64 gdb gcc make readelf crash drgn makedumpfile patchelf kill git")
 
 func newDebian(t *testing.T) *debian {
 	d := &debian{t: t, programs: t.TempDir(), cache: t.TempDir()}

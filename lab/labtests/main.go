@@ -1,4 +1,9 @@
-// Labtests runs the tests on nested guests: labtests DIRECTORY [GO TEST FLAGS]
+// Labtests runs the tests on nested guests:
+//
+//	labtests [-programs SUITE] DIRECTORY [GO TEST FLAGS]
+//
+// With -programs the QEMU and the gdb of the tests are those of another suite of
+// Debian, which are not installed.
 //
 // QEMU's emulation can kill a guest, or damage it (README, Limits). Of a test that
 // failed with a dead guest nothing is known: it is run once more, on a fresh lab,
@@ -9,28 +14,65 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
+
+	"nestdbg/lab"
 )
 
 func main() {
-	if len(os.Args) < 2 || strings.HasPrefix(os.Args[1], "-") {
-		fmt.Fprintln(os.Stderr, "usage: labtests DIRECTORY [GO TEST FLAGS]")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: labtests [-programs SUITE] DIRECTORY [GO TEST FLAGS]")
+	}
+	programs := flag.String("programs", "", "")
+	flag.Parse()
+	if flag.NArg() == 0 || strings.HasPrefix(flag.Arg(0), "-") {
+		flag.Usage()
 		os.Exit(2)
 	}
 	begin := time.Now()
-	s := suite{out: os.Stdout, run: goTest(os.Args[1], os.Args[2:])}
+	if err := useSuite(*programs); err != nil {
+		fmt.Fprintln(os.Stderr, "labtests:", err)
+		os.Exit(1)
+	}
+	s := suite{out: os.Stdout, run: goTest(flag.Arg(0), flag.Args()[1:])}
 	ok := s.all()
 	fmt.Printf("labtests: %.0f s\n", time.Since(begin).Seconds())
 	if !ok {
 		os.Exit(1)
 	}
+}
+
+// useSuite makes the tests find QEMU and gdb of another suite of Debian, unless its
+// name is empty. Whatever runs one of the two looks for it in PATH.
+func useSuite(name string) error {
+	if name == "" {
+		return nil
+	}
+	dir, err := lab.Programs(context.Background(), "", name, []lab.Program{
+		{Package: "qemu-system-x86", Name: "qemu-system-x86_64"}, {Package: "gdb", Name: "gdb"},
+	}, func(text string) { fmt.Println("labtests:", text) })
+	if err != nil {
+		return err
+	}
+	for _, program := range []string{"qemu-system-x86_64", "gdb"} {
+		out, err := exec.Command(filepath.Join(dir, program), "--version").Output()
+		if err != nil {
+			return fmt.Errorf("%s of Debian %s does not run: %w", program, name, err)
+		}
+		version, _, _ := strings.Cut(string(out), "\n")
+		fmt.Println("labtests: with", version)
+	}
+	return os.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 }
 
 // goTest returns what runs the tests of a directory, or those of these names, and
