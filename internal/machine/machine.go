@@ -88,8 +88,9 @@ type CPU struct {
 	// Why says what a parked CPU waits for, as far as known ("HLT").
 	Why string
 	// Control is the VMCB or VMCS in the parent's physical memory, if the CPU
-	// belongs to a nested machine.
+	// belongs to a nested machine. Kind is which of the two.
 	Control mem.Phys
+	Kind    string
 	// Executed is the control block in the memory of QEMU's own machine with which
 	// hardware runs this CPU, if it is another than Control: of a guest of a guest, and
 	// of a CPU that is in a guest, the hypervisors below merge several. 0 otherwise.

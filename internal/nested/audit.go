@@ -214,28 +214,24 @@ func control(m, child *machine.Machine, c *machine.CPU) (out []Critical) {
 	if c.Control == 0 {
 		return nil
 	}
-	for _, tech := range technologies[m.Arch.Name] {
-		page, err := controlPage(m, c.Control)
-		if err != nil {
-			return nil
-		}
-		if _, ok := tech.parse(m, page); !ok {
-			continue
-		}
-		of := fmt.Sprintf("of %s CPU %d", child.Name, c.Index)
-		out = append(out, Critical{pageAt(c.Control), tech.name() + " " + of})
+	tech, err := technologyOf(c, m.Arch)
+	if err != nil {
+		return nil
+	}
+	of := fmt.Sprintf("of %s CPU %d", child.Name, c.Index)
+	out = append(out, Critical{pageAt(c.Control), tech.name() + " " + of})
+	if c.Merged != 0 {
+		out = append(out, Critical{pageAt(c.Merged), "merged " + tech.name() + " " + of})
+	}
+	if page, err := controlPage(m, c.Control); err == nil {
 		if p, ok := tech.(parted); ok {
 			for _, x := range p.parts(page) {
 				out = append(out, Critical{x.Range, x.What + " " + of})
 			}
 		}
-		if c.Merged != 0 {
-			out = append(out, Critical{pageAt(c.Merged), "merged " + tech.name() + " " + of})
-		}
-		if _, at, err := tech.saved(m, c.Control, 0); c.On >= 0 && err == nil && at != c.Control {
-			out = append(out, Critical{pageAt(at), "host save area of " + m.Name})
-		}
-		break
+	}
+	if _, at, err := tech.saved(m, c.Control, 0); c.On >= 0 && err == nil && at != c.Control {
+		out = append(out, Critical{pageAt(at), "host save area of " + m.Name})
 	}
 	return out
 }

@@ -28,12 +28,11 @@ func NewDeliveries(root *machine.Machine, cpus []*arch.Registers, t *machine.Tow
 				d.blocks[at] = tech
 			}
 		}
-		if t == nil {
-			continue
-		}
-		for _, m := range t.Machines {
+	}
+	if t != nil {
+		for _, m := range t.Children(root) {
 			for _, c := range m.CPUs {
-				if m.Parent == root {
+				if tech, err := technologyOf(c, root.Arch); err == nil {
 					d.blocks[c.Control], d.blocks[c.Merged], d.blocks[c.Executed] = tech, tech, tech
 				}
 			}

@@ -1,7 +1,6 @@
 package nested
 
 import (
-	"errors"
 	"fmt"
 
 	"nestdbg/internal/machine"
@@ -67,29 +66,18 @@ func Describe(m *machine.Machine, c *machine.CPU) (*Description, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control block of %s CPU %d: %w", m.Name, c.Index, err)
 	}
-	var first *Description
-	var errs []error
-	for _, tech := range technologies[m.Parent.Arch.Name] {
-		d, err := tech.describe(m.Parent, page)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		_, plausible := tech.parse(m.Parent, page)
-		if first == nil || plausible {
-			first = d
-		}
-		if plausible {
-			break
-		}
+	tech, err := technologyOf(c, m.Parent.Arch)
+	if err != nil {
+		return nil, fmt.Errorf("control block of %s CPU %d: %w", m.Name, c.Index, err)
 	}
-	if first == nil {
-		return nil, fmt.Errorf("control block at %#x in %s: %w", c.Control, m.Parent.Name, errors.Join(errs...))
+	d, err := tech.describe(m.Parent, page)
+	if err != nil {
+		return nil, fmt.Errorf("control block at %#x in %s: %w", c.Control, m.Parent.Name, err)
 	}
-	first.At = c.Control
+	d.At = c.Control
 	if c.State != machine.Parked && c.On >= 0 {
-		first.Notes = append(first.Notes, fmt.Sprintf(
+		d.Notes = append(d.Notes, fmt.Sprintf(
 			"CPU %d is in the guest now: the guest's state, the exit and what the processor changes are those of the last exit", c.On))
 	}
-	return first, nil
+	return d, nil
 }

@@ -34,12 +34,14 @@ func Land(m *machine.Machine, c *machine.CPU) (Landing, error) {
 	if err != nil {
 		return Landing{}, fmt.Errorf("control block of %s CPU %d: %w", m.Name, c.Index, err)
 	}
-	for _, tech := range technologies[host.Arch.Name] {
-		if _, ok := tech.parse(host, page); ok {
-			return tech.land(m, c, page)
-		}
+	tech, err := technologyOf(c, host.Arch)
+	if err != nil {
+		return Landing{}, fmt.Errorf("control block of %s CPU %d: %w", m.Name, c.Index, err)
 	}
-	return Landing{}, fmt.Errorf("control block of %s CPU %d at %#x is not valid any more", m.Name, c.Index, at)
+	if _, ok := tech.parse(host, page); !ok {
+		return Landing{}, fmt.Errorf("control block of %s CPU %d at %#x is not valid any more", m.Name, c.Index, at)
+	}
+	return tech.land(m, c, page)
 }
 
 // ExecutedBy is the control block with which the CPU c of the nested machine m will be

@@ -88,6 +88,17 @@ var technologies = map[string][]technology{
 	arch.X86.Name: {vmxTechnology{}, svmTechnology{}},
 }
 
+// technologyOf is the technology that a CPU's control block is of. What the page holds
+// does not decide it: one that no entry would take may look like anything.
+func technologyOf(c *machine.CPU, a *arch.Arch) (technology, error) {
+	for _, tech := range technologies[a.Name] {
+		if tech.name() == c.Kind {
+			return tech, nil
+		}
+	}
+	return nil, fmt.Errorf("control blocks of the kind %q are not known on %s", c.Kind, a.Name)
+}
+
 // Finder builds towers and remembers what it found, so that a machine keeps
 // its name when its tables move or its CPUs come and go. Not safe for
 // concurrent use.
@@ -386,12 +397,12 @@ func newCPU(position int, c *candidate, s *machine.SecondStage) *machine.CPU {
 		return cpu
 	}
 	cpu := &machine.CPU{
-		Index: position, On: c.on, Control: c.at, Second: s, Regs: c.block.regs, Why: c.block.why,
+		Index: position, On: c.on, Control: c.at, Kind: c.tech.name(), Second: s, Regs: c.block.regs, Why: c.block.why,
 		Executed: c.executed, Merged: c.merged, State: machine.Parked,
 		Source: fmt.Sprintf("%s at %#x", c.tech.name(), c.at),
 	}
 	if c.isLost() {
-		cpu.State, cpu.Control, cpu.Source = machine.Lost, 0, "no control block is known, so no registers"
+		cpu.State, cpu.Control, cpu.Kind, cpu.Source = machine.Lost, 0, "", "no control block is known, so no registers"
 	}
 	if c.on >= 0 {
 		cpu.State, cpu.Source, cpu.Why = machine.Running, c.source, ""
