@@ -15,8 +15,10 @@ func (a *app) findCommand() *cobra.Command {
 second stages of which no control block is known. Nothing need be known of the
 hypervisor. Each candidate comes with what speaks for it (+) and against it (-), and a
 score of ours from 0 to 100 that only ranks. "executing", "live" and "given" are guests
-that "status" has too; "possible" is a second stage to be tried with --second-stage;
-with --all also "stale", what has the form and cannot be in use, and host save areas.`,
+that "status" has too; "entry fails" is one that a CPU names and that breaks the rules of
+a VM entry (vmcs says which); "possible" is a second stage to be tried with
+--second-stage; with --all also "stale", what has the form and cannot be in use, and host
+save areas.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := a.look(c.Context(), session.Full); err != nil {

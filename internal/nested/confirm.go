@@ -147,6 +147,10 @@ func judge(m *machine.Machine, found map[mem.Phys]*candidate) {
 			continue
 		case c.named:
 			c.score += pointsNamed
+			if c.block.refused && rooted(m, c.block) {
+				c.evidence = append(c.evidence, "the processor refused to enter it")
+				continue // there is no guest yet that could make sense
+			}
 		}
 		if err := confirm(m, c); err != nil {
 			if c.stale = err.Error(); c.given {

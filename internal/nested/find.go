@@ -20,12 +20,13 @@ type State string
 
 // The states of a candidate.
 const (
-	Executing State = "executing" // a CPU is in it
-	Live      State = "live"      // of a guest that is there, and on no CPU
-	Given     State = "given"     // the person says so
-	Possible  State = "possible"  // a second stage, of which no control block is known
-	Stale     State = "stale"     // it has the form, and cannot be in use
-	HostSave  State = "host save" // a hypervisor's own state while a guest runs
+	Executing State = "executing"   // a CPU is in it
+	Live      State = "live"        // of a guest that is there, and on no CPU
+	Given     State = "given"       // the person says so
+	Refused   State = "entry fails" // as Live, and it breaks the rules of an entry
+	Possible  State = "possible"    // a second stage, of which no control block is known
+	Stale     State = "stale"       // it has the form, and cannot be in use
+	HostSave  State = "host save"   // a hypervisor's own state while a guest runs
 )
 
 // Candidate is a page that has the form of something a guest is known by.
@@ -60,7 +61,7 @@ func Find(t *machine.Tower, opt Options) (out []Candidate, problems []string) {
 	return out, problems
 }
 
-var rank = map[State]int{Executing: 0, Given: 1, Live: 2, Possible: 3, Stale: 4, HostSave: 5}
+var rank = map[State]int{Executing: 0, Given: 1, Live: 2, Refused: 3, Possible: 4, Stale: 5, HostSave: 6}
 
 // finding is the search of one machine's memory.
 type finding struct {
@@ -108,21 +109,27 @@ func (f *finding) search() {
 	for i, tech := range techs {
 		f.inspectAll(tech, hits[i])
 	}
-	judge(f.m, f.blocks)
 	for i, tech := range techs {
 		f.hostSaves(tech, hits[len(techs)+i])
 	}
+	judge(f.m, f.blocks)
 	f.addBlocks()
 	f.roots(formats, hits[2*len(techs):])
 }
 
-// inspectAll looks at what the quick test let pass, and at what the tower has.
+// inspectAll looks at what the tower has, at what CPUs say, and at what the quick test let
+// pass.
 func (f *finding) inspectAll(tech technology, hits []mem.Phys) {
 	for _, child := range f.tower.Children(f.m) {
 		for _, c := range child.CPUs {
-			if c.Control != 0 {
-				hits = append(hits, c.Control)
+			if c.Kind == tech.name() {
+				f.add(c.Control, taken(f.m, tech, c.Control))
 			}
+		}
+	}
+	for _, cpu := range f.m.CPUs {
+		if last, ok := tech.lastUsed(cpu.Regs); ok {
+			f.name(tech, last)
 		}
 	}
 	for _, at := range hits {
@@ -130,15 +137,8 @@ func (f *finding) inspectAll(tech technology, hits []mem.Phys) {
 			f.problem("more than %d pages look like a %s; the rest was not looked at", maxFound, tech.name())
 			return
 		}
-		if f.blocks[at] != nil {
-			continue
-		}
-		if c := inspect(f.m, tech, at); c != nil {
-			c.named = slices.ContainsFunc(f.m.CPUs, func(cpu *machine.CPU) bool {
-				last, ok := tech.lastUsed(cpu.Regs)
-				return ok && last == at
-			})
-			f.blocks[at] = c
+		if f.blocks[at] == nil {
+			f.add(at, inspect(f.m, tech, at))
 		}
 	}
 	for _, h := range f.opt.Hints { // what breaks the rules, too
@@ -149,6 +149,22 @@ func (f *finding) inspectAll(tech technology, hits []mem.Phys) {
 			f.blocks[h.At] = c
 		}
 	}
+}
+
+func (f *finding) add(at mem.Phys, c *candidate) {
+	if c != nil && f.blocks[at] == nil {
+		f.blocks[at] = c
+	}
+}
+
+// name takes it that a page is a control block which a CPU has entered; nil if it cannot be.
+func (f *finding) name(tech technology, at mem.Phys) *candidate {
+	f.add(at, taken(f.m, tech, at))
+	c := f.blocks[at]
+	if c != nil {
+		c.named = true
+	}
+	return c
 }
 
 // hostSaves lists the pages with a hypervisor's own state, which name control blocks.
@@ -171,9 +187,9 @@ func (f *finding) hostSaves(tech technology, hits []mem.Phys) {
 		if pc, ok := regs.PC(); ok {
 			c.PC = &pc
 		}
-		if b := f.blocks[control]; b != nil {
+		if b := f.name(tech, control); b != nil {
 			c.Score = pointsNamed
-			b.say(pointsNamed, "the host save area at %#x is of an entry with it", at)
+			b.evidence = append(b.evidence, fmt.Sprintf("the host save area at %#x is of an entry with it", at))
 		} else {
 			c.Against = append(c.Against, "no such control block is there any more")
 		}
@@ -191,6 +207,9 @@ func (f *finding) addBlocks() {
 			Second: b.block.second.Name, Root: b.block.root, Evidence: b.evidence, Against: b.block.against}
 		if pc, ok := b.block.regs.PC(); ok {
 			c.PC = &pc
+		}
+		if b.broken {
+			c.State = Refused
 		}
 		switch {
 		case f.belongs(&c, children) || f.merged(&c):
@@ -231,7 +250,7 @@ func (f *finding) belongs(c *Candidate, children []*machine.Machine) bool {
 			prefix := fmt.Sprintf("%s at %#x: ", c.Kind, uint64(c.At))
 			for _, e := range child.Evidence {
 				e, own := strings.CutPrefix(e, prefix)
-				if own && !slices.Contains(c.Evidence, e) {
+				if own && !slices.Contains(c.Evidence, e) && !slices.Contains(c.Against, e) {
 					c.Evidence = append(c.Evidence, e)
 				}
 				if strings.HasPrefix(e, "given by") {
@@ -331,10 +350,7 @@ const minStage = 4 * pageSize
 // roots lists the second stages that no control block has.
 func (f *finding) roots(formats []*paging.Format, hits [][]mem.Phys) {
 	inner := f.ownTables()
-	ram := f.m.Phys.PhysRanges()
-	inRAM := func(a mem.Phys) bool {
-		return slices.ContainsFunc(ram, func(r mem.Range) bool { return r.Contains(uint64(a)) })
-	}
+	inRAM := ramOf(f.m)
 	surveys := make(map[mem.Phys]*Candidate)
 	for i, format := range formats {
 		for _, at := range hits[i][:min(len(hits[i]), maxFound)] {

@@ -38,13 +38,6 @@ func (e *HintError) Error() string {
 
 func (e *HintError) Unwrap() error { return e.Err }
 
-// taker is a technology that decodes a control block which breaks its rules: somebody
-// who writes a hypervisor says that it is one all the same. The error says why no
-// machine can be made of it.
-type taker interface {
-	take(parent *machine.Machine, page []byte) (controlBlock, error)
-}
-
 // CheckHint says what is wrong with a hint about the memory of m, as a *HintError.
 func CheckHint(m *machine.Machine, h Hint) error {
 	var err error
@@ -74,16 +67,14 @@ func (h Hint) candidate(m *machine.Machine) (*candidate, error) {
 	}
 	tech := technologies[m.Arch.Name][i]
 	block, ok := tech.parse(m, page)
-	if t, takes := tech.(taker); !ok && takes {
+	if !ok {
 		var err error
-		if block, err = t.take(m, page); err != nil {
+		if block, err = tech.take(m, page); err != nil {
 			return nil, err
 		}
-	} else if !ok {
-		return nil, fmt.Errorf("the page in %s does not look like a %s", m.Name, h.Control)
 	}
-	return &candidate{tech: tech, at: h.At, on: -1, index: -1, block: block, given: true,
-		evidence: append(slices.Clone(block.against), "given by "+h.Flag)}, nil
+	return &candidate{tech: tech, at: h.At, on: -1, index: -1, block: block, given: true, broken: !ok,
+		evidence: []string{"given by " + h.Flag}}, nil
 }
 
 func (h Hint) checkRoot(m *machine.Machine) error {

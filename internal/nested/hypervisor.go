@@ -57,10 +57,10 @@ func listedCPU(m *machine.Machine, k *linux.Kernel, found map[mem.Phys]*candidat
 	c := found[at]
 	for _, tech := range technologies[m.Arch.Name] {
 		if c == nil && strings.EqualFold(tech.name(), v.Control.Kind) {
-			c = inspect(m, tech, at)
+			c = taken(m, tech, at)
 		}
 	}
-	if c == nil {
+	if c == nil || c.broken && !c.block.refused {
 		return nil // created, never run
 	}
 	found[at] = c

@@ -67,6 +67,10 @@ type technology interface {
 	quickReject(page []byte) bool
 	// parse decodes a page that may be a control block; ok is its plausibility.
 	parse(parent *machine.Machine, page []byte) (block controlBlock, ok bool)
+	// take is parse for a page of which a CPU, a hypervisor or a person says that it is a
+	// control block: one that breaks its rules is one all the same, and its entry fails.
+	// The error says why no machine can be made of it.
+	take(parent *machine.Machine, page []byte) (controlBlock, error)
 }
 
 // controlBlock is what one VMCB or VMCS says.
@@ -80,6 +84,7 @@ type controlBlock struct {
 	score    int         // how many rules of the format it follows,
 	of       int         // of how many
 	fault    *StageFault // that the guest left with, or nil
+	refused  bool        // by its own word, the last entry failed
 }
 
 // technologies by architecture; a new one is a row. An entry instruction says more under
@@ -133,8 +138,9 @@ type candidate struct {
 	source   string                // of block's registers, if a CPU executes it
 	fill     func(*arch.Registers) // adds registers that the hypervisor keeps elsewhere
 	evidence []string
-	named    bool   // a CPU says that it entered it last
+	named    bool   // a CPU, or what it saved, says that it entered it last
 	given    bool   // the person says that it is one
+	broken   bool   // it is not plausible: an entry fails
 	score    int    // see judge
 	stale    string // why it is not of a guest that is there, or ""
 
@@ -240,7 +246,7 @@ func executing(m *machine.Machine, tech technology, found map[mem.Phys]*candidat
 			c.Entered = at
 		}
 		if ok && found[at] == nil {
-			if cand := inspect(m, tech, at); cand != nil {
+			if cand := taken(m, tech, at); cand != nil {
 				cand.evidence = append(cand.evidence, fmt.Sprintf("last entered by CPU %d", c.Index))
 				cand.named = true
 				if pc, ok := device.PC(); ok && pc == c.EntryPC {
@@ -286,7 +292,7 @@ func (f *Finder) remembered(m *machine.Machine, tech technology, found map[mem.P
 			if found[at] != nil {
 				continue
 			}
-			if cand := inspect(m, tech, at); cand != nil {
+			if cand := taken(m, tech, at); cand != nil {
 				cand.evidence = append(cand.evidence, "known from before")
 				found[at] = cand
 			}
@@ -317,6 +323,23 @@ func inspect(m *machine.Machine, tech technology, at mem.Phys) *candidate {
 		return nil
 	}
 	return &candidate{tech: tech, at: at, on: -1, index: -1, block: block, evidence: block.evidence}
+}
+
+// taken is inspect for a page that something else than its content says is a control
+// block; nil if no machine can be made of it.
+func taken(m *machine.Machine, tech technology, at mem.Phys) *candidate {
+	if c := inspect(m, tech, at); c != nil {
+		return c
+	}
+	page, err := controlPage(m, at)
+	if err != nil {
+		return nil
+	}
+	block, err := tech.take(m, page)
+	if err != nil {
+		return nil
+	}
+	return &candidate{tech: tech, at: at, on: -1, index: -1, block: block, evidence: block.evidence, broken: true}
 }
 
 const pageSize = 4096
@@ -372,7 +395,7 @@ func (f *Finder) machine(parent *machine.Machine, g []*candidate, roads map[uint
 		cpu := newCPU(i, c, s)
 		doubt(parent, cpu)
 		child.CPUs = append(child.CPUs, cpu)
-		for _, e := range c.evidence {
+		for _, e := range c.says() {
 			child.Evidence = append(child.Evidence, fmt.Sprintf("%s at %#x: %s", c.tech.name(), c.at, e))
 		}
 		// The stage a CPU walks right now is the truth; a parked one may have
@@ -383,6 +406,14 @@ func (f *Finder) machine(parent *machine.Machine, g []*candidate, roads map[uint
 	}
 	child.Phys = machine.NewNestedMemory(child.Second.Space).WithRoad(id.road.in(parent), parent.Phys)
 	return child
+}
+
+// says is the evidence, with what a block that breaks the rules lacks.
+func (c *candidate) says() []string {
+	if !c.broken {
+		return c.evidence
+	}
+	return append(slices.Clone(c.block.against), c.evidence...)
 }
 
 // newCPU makes a CPU of a candidate. One that is in a guest of its own has that guest's
@@ -417,6 +448,9 @@ func newCPU(position int, c *candidate, s *machine.SecondStage) *machine.CPU {
 	} else if c.left != nil {
 		complete(cpu.Regs, c.left, arch.General)
 		cpu.Source += " and the CPU that has just left it"
+	}
+	if c.broken && c.on < 0 {
+		cpu.Why += ", and its next VM entry fails"
 	}
 	if c.entered && c.on < 0 {
 		cpu.Why += ", and entered again: the registers are those of before"

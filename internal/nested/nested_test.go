@@ -151,7 +151,9 @@ func TestNoGuest(t *testing.T) {
 			w.RAM.Put(v.Guest.NPT.Root(), []byte(strings.Repeat("reused. ", 512)))
 		},
 		"no nested paging": func(_ *nestedtest.World, v *nestedtest.VCPU) { v.Park(text, stack, svmtest.Values{"NP_ENABLE": 0}) },
-		"not a VMCB":       func(_ *nestedtest.World, v *nestedtest.VCPU) { v.Park(text, stack, svmtest.Values{"EFER": 0x500}) },
+		"not a VMCB, and its guest is nowhere": func(_ *nestedtest.World, v *nestedtest.VCPU) {
+			v.Park(text+0x9000, stack, svmtest.Values{"EFER": 0x500})
+		},
 		"paging is off and zero is not mapped": func(_ *nestedtest.World, v *nestedtest.VCPU) {
 			v.Park(0x200000, 0, svmtest.Values{"CR0": 0x10, "EFER": 0x1000, "CR4": 0})
 		},

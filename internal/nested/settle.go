@@ -100,7 +100,7 @@ func (s *settler) guessGiven(hints []Hint) {
 		found := make(map[mem.Phys]*candidate)
 		hinted(s.m, found, hints)
 		for _, c := range found {
-			survey := c.block.second.Survey(s.m.Phys, c.block.root, func(a mem.Phys) bool { return inRAM(s.m, a) })
+			survey := c.block.second.Survey(s.m.Phys, c.block.root, ramOf(s.m))
 			if survey.Sensible() && survey.Bytes > most {
 				best, most, what = mode, survey.Bytes, c.block.second.Name
 			}
@@ -111,9 +111,12 @@ func (s *settler) guessGiven(hints []Hint) {
 	}
 }
 
-// inRAM reports whether a machine has RAM at an address.
-func inRAM(m *machine.Machine, a mem.Phys) bool {
-	return slices.ContainsFunc(m.Phys.PhysRanges(), func(r mem.Range) bool { return r.Contains(uint64(a)) })
+// ramOf reports whether a machine has RAM at an address.
+func ramOf(m *machine.Machine) func(mem.Phys) bool {
+	ranges := m.Phys.PhysRanges()
+	return func(a mem.Phys) bool {
+		return slices.ContainsFunc(ranges, func(r mem.Range) bool { return r.Contains(uint64(a)) })
+	}
 }
 
 // learn finds the control blocks that may be in use.

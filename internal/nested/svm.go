@@ -70,15 +70,7 @@ func (svmTechnology) host(parent *machine.Machine, cpu *arch.Registers) (*arch.R
 func (svmTechnology) quickReject(page []byte) bool { return svm.QuickReject(page) }
 
 func (t svmTechnology) parse(parent *machine.Machine, page []byte) (controlBlock, bool) {
-	inRAM := func(a mem.Phys) bool {
-		for _, r := range parent.Phys.PhysRanges() {
-			if r.Contains(uint64(a)) {
-				return true
-			}
-		}
-		return false
-	}
-	assessment := svm.Assess(page, inRAM)
+	assessment := svm.Assess(page, ramOf(parent))
 	if !assessment.Plausible {
 		return controlBlock{}, false
 	}
@@ -86,12 +78,11 @@ func (t svmTechnology) parse(parent *machine.Machine, page []byte) (controlBlock
 	return block, err == nil
 }
 
-// take implements taker.
 func (t svmTechnology) take(parent *machine.Machine, page []byte) (controlBlock, error) {
 	if !slices.ContainsFunc(page, func(b byte) bool { return b != 0 }) {
 		return controlBlock{}, fmt.Errorf("the page in %s is empty", parent.Name)
 	}
-	return t.block(parent, page, svm.Assess(page, nil))
+	return t.block(parent, page, svm.Assess(page, ramOf(parent)))
 }
 
 func (svmTechnology) block(parent *machine.Machine, page []byte, a svm.Assessment) (controlBlock, error) {
@@ -110,7 +101,7 @@ func (svmTechnology) block(parent *machine.Machine, page []byte, a svm.Assessmen
 	return controlBlock{
 		regs: vmcb.Registers(), second: format, root: format.Root(vmcb.NCR3()), why: why,
 		evidence: a.Evidence, against: a.Against, score: a.Score, of: a.Score + len(a.Against),
-		fault: svmStageFault(vmcb),
+		fault: svmStageFault(vmcb), refused: vmcb.Refused(),
 	}, nil
 }
 

@@ -135,9 +135,7 @@ func (vmxTechnology) delivering(mem.PhysReader, mem.Phys) bool { return false }
 func (vmxTechnology) quickReject(page []byte) bool { return vmx.QuickReject(page) }
 
 func (vmxTechnology) parse(parent *machine.Machine, page []byte) (controlBlock, bool) {
-	a := vmx.Assess(page, func(at mem.Phys) bool {
-		return slices.ContainsFunc(parent.Phys.PhysRanges(), func(r mem.Range) bool { return r.Contains(uint64(at)) })
-	})
+	a := vmx.Assess(page, ramOf(parent))
 	if !a.Plausible {
 		return controlBlock{}, false
 	}
@@ -145,12 +143,11 @@ func (vmxTechnology) parse(parent *machine.Machine, page []byte) (controlBlock, 
 	return block, err == nil
 }
 
-// take implements taker.
 func (vmxTechnology) take(parent *machine.Machine, page []byte) (controlBlock, error) {
 	if !slices.ContainsFunc(page, func(b byte) bool { return b != 0 }) {
 		return controlBlock{}, fmt.Errorf("the page in %s is empty", parent.Name)
 	}
-	return vmxBlock(vmx.Assess(page, nil))
+	return vmxBlock(vmx.Assess(page, ramOf(parent)))
 }
 
 func vmxBlock(a vmx.Assessment) (controlBlock, error) {
@@ -164,7 +161,7 @@ func vmxBlock(a vmx.Assessment) (controlBlock, error) {
 	block := controlBlock{
 		regs: a.VMCS.GuestRegisters(), second: format, root: root,
 		evidence: a.Evidence, against: a.Against, score: a.Score, of: a.Score + len(a.Against),
-		fault: eptStageFault(a.VMCS),
+		fault: eptStageFault(a.VMCS), refused: a.VMCS.Refused(),
 	}
 	if reason, ok := a.VMCS.ExitReason(); ok {
 		block.why, _ = vmx.ExitName(reason)

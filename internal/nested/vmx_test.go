@@ -196,22 +196,14 @@ func TestDescribeVMCS(t *testing.T) {
 	if d.Kind != "VMCS" || d.At != at || d.Exit != "EPT violation" || d.Fault == nil || d.Fault.Addr != 0xfee00000 || len(d.Fields) < 140 {
 		t.Errorf("%s at %#x: %s, %+v, %d fields", d.Kind, d.At, d.Exit, d.Fault, len(d.Fields))
 	}
-	failed := func(d *nested.Description) (out []string) {
-		for _, c := range d.Checks {
-			if !c.OK {
-				out = append(out, c.Wrong)
-			}
-		}
-		return out
-	}
-	if bad := failed(d); len(bad) != 0 {
+	if bad := wrongs(d); len(bad) != 0 {
 		t.Errorf("VM entry would refuse it: %q", bad)
 	}
 	w.RAM.Put(at, g.VMCS(vmxtest.KVM, text+0x10, exitHandler, vmxtest.Values{"guest CR4": 0x6b0, "guest RFLAGS": 0x200}))
 	if d, err = nested.Describe(vm, vm.CPUs[0]); err != nil {
 		t.Fatal(err)
 	}
-	if bad := failed(d); fmt.Sprintf("%q", bad) != `["guest CR4.VMXE clear" "guest RFLAGS bit 1 clear"]` {
+	if bad := wrongs(d); fmt.Sprintf("%q", bad) != `["guest CR4.VMXE clear" "guest RFLAGS bit 1 clear"]` {
 		t.Errorf("VM entry would refuse it: %q", bad)
 	}
 	if notes := strings.Join(d.Notes, "; "); !strings.Contains(notes, "KVM vmcs12") || !strings.Contains(notes, "fits no layout") {

@@ -52,6 +52,10 @@ func ExitName(code uint64) (name string, ok bool) {
 	return fmt.Sprintf("exit code %#x", code), false
 }
 
+// Refused reports whether the last VMRUN failed by the VMCB's own word, which is 64 bits
+// of a processor's and 32 of KVM's.
+func (v *VMCB) Refused() bool { return v.ExitCode() == ExitInvalid || v.ExitCode() == 1<<32-1 }
+
 // exceptionName is the mnemonic of a vector (APM Vol. 2, "Vectors").
 func exceptionName(vector int) string {
 	if vector < len(exceptions) && exceptions[vector] != "" {

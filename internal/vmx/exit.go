@@ -64,6 +64,15 @@ var exits = [...]string{
 // is false if the layout does not tell. ExitName says it in words.
 func (v *VMCS) ExitReason() (reason uint64, ok bool) { return v.Get(ExitReason) }
 
+// Refused reports whether the last VM entry failed by the VMCS's own word: it exited at
+// once, or, for the controls and the host state, the instruction failed. Of the latter
+// the number stays until another instruction fails.
+func (v *VMCS) Refused() bool {
+	reason, _ := v.ExitReason()
+	failed := v.get(InsnError)
+	return reason&reasonFailed != 0 || failed == insnBadControls || failed == insnBadHost
+}
+
 // InsnErrorName says the VM-instruction error field in words (SDM Vol. 3C,
 // "VM-Instruction Error Numbers"); 0 means that no VMX instruction failed.
 func InsnErrorName(n uint64) (name string, ok bool) {
@@ -72,6 +81,12 @@ func InsnErrorName(n uint64) (name string, ok bool) {
 	}
 	return fmt.Sprintf("VM-instruction error %d", n), false
 }
+
+// VM-instruction errors of an entry that checks refused.
+const (
+	insnBadControls = 7
+	insnBadHost     = 8
+)
 
 var insnErrors = [...]string{
 	0: "none", 1: "VMCALL in VMX root operation", 2: "VMCLEAR with an invalid address",
