@@ -198,6 +198,11 @@ func NewFault(m *machine.Machine, c *machine.CPU, fileOffset func(mem.Phys) (uin
 	if c.On >= 0 {
 		v.Exit += "; it has entered again since"
 	}
+	for _, d := range v.Detours {
+		if v.Why == nil && d.Stage == 2 {
+			v.Why = d.Why // the processor knows no detour
+		}
+	}
 	if v.Why == nil {
 		v.Why = &Explanation{Stage: 2, Kind: m.Second.Kind, Addr: Hex(d.Fault.Addr), In: m.Parent.Name, Cause: causeGone,
 			Text: "the second stage allows this access now: it was changed after the exit"}

@@ -43,6 +43,9 @@ type Detour struct {
 	Slot  Hex    `json:"slot"`  // where the VMM's memory slot begins, like PA
 	User  Hex    `json:"user"`  // where the VMM has PA
 	Fault string `json:"fault"` // why this road ended too, or ""
+	// Why says which entry of the stage a processor stumbles over, although this road goes
+	// on; null if it goes on by the stage too, or not even here.
+	Why *Explanation `json:"why"`
 }
 
 // Step is one table entry that was read. Stage 1 is the machine's own page
@@ -136,7 +139,7 @@ func (v *VTop) detour(stage int, m *machine.Machine, pa mem.Phys) (mem.Phys, boo
 	} else {
 		v.Fault = ""
 		if v.Why != nil && v.Why.Stage == stage && v.Why.Cause != causePermission {
-			v.Why = nil
+			d.Why, v.Why = v.Why, nil
 		}
 		v.pages = append(v.pages, fmt.Sprintf("stage %d: %s page of the VMM, instead of a hole in the second stage", stage, size(t.PageSize)))
 	}
