@@ -82,7 +82,11 @@ type ControlBlock struct {
 	// Pending says that nothing was executed since that entry: what Inner holds is
 	// newer than what Merged does.
 	Pending bool
-	Guessed bool // found by its looks, not by the types of KVM's module
+	// Kept is where KVM has what LastInner holds, as a processor has a VMCS that is active:
+	// the guest's own page is out of date. 0 if it is not.
+	Kept mem.Phys
+	// Untold says that of guests of the guest, the types of KVM's module say nothing.
+	Untold bool
 }
 
 // kvmFlavour is one of KVM's vendor modules: which structure it wraps a vCPU in
@@ -102,6 +106,7 @@ type kvmFlavour struct {
 	pending string // whether it is yet to run
 	last    string // the last that inner was
 	save    string // where the guest's CPU is to save its own state meanwhile
+	kept    string // pointer to KVM's copy of the last that inner was
 }
 
 // Linux 6.1 arch/x86/kvm/svm/svm.h and vmx/vmx.h. Before 5.13 a vcpu_svm had one VMCB.
@@ -111,7 +116,9 @@ var (
 		merged: "nested.vmcb02.ptr", inner: "nested.vmcb12_gpa", pending: "nested.nested_run_pending",
 		last: "nested.last_vmcb12_gpa", save: "nested.hsave_msr"}
 	kvmVMX = kvmFlavour{module: "kvm_intel", vcpu: "vcpu_vmx", kind: "vmcs",
-		own: []string{"vmcs01.vmcs"}, inUse: "loaded_vmcs", via: "loaded_vmcs", member: "vmcs"}
+		own: []string{"vmcs01.vmcs"}, inUse: "loaded_vmcs", via: "loaded_vmcs", member: "vmcs",
+		merged: "nested.vmcs02.vmcs", inner: "nested.current_vmptr", pending: "nested.nested_run_pending",
+		last: "nested.current_vmptr", kept: "nested.cached_vmcs12"}
 )
 
 // kvmReader has what reading VMs needs, looked up once.
@@ -439,7 +446,7 @@ func (r *kvmReader) guessVMCB(vcpu mem.Virt) (ControlBlock, error) {
 		if err != nil || bits.OnesCount64(word(i+1)^uint64(own)) > 1 {
 			continue
 		}
-		c := ControlBlock{Kind: "vmcb", Phys: own, Current: own, Guessed: true}
+		c := ControlBlock{Kind: "vmcb", Phys: own, Current: own, Untold: true}
 		if i > 0 {
 			if current, err := blockAt(r.k.space, word(i-1)); err == nil && current != own {
 				c.Current, c.Merged = current, current

@@ -199,12 +199,54 @@ struct vcpu_vmx { long pad; kvm_vcpu vcpu; loaded_vmcs vmcs01; ptr loaded_vmcs; 
 		t.Fatal(err)
 	}
 	got, err := s.read(k.space, mem.Virt(v.va))
-	if want := (ControlBlock{Kind: "vmcs", Phys: own.pa, Current: nested.pa}); got != want || err != nil {
+	if want := (ControlBlock{Kind: "vmcs", Phys: own.pa, Current: nested.pa, Merged: nested.pa, Untold: true}); got != want || err != nil {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
 	v.set("loaded_vmcs", 0x123)
 	if _, err := s.read(k.space, mem.Virt(v.va)); !errors.Is(err, mem.ErrFault) {
 		t.Errorf("wild pointer: %v", err)
+	}
+}
+
+// TestVMCSGuestOfGuest: the guest's current VMCS is there whether it is in its guest or not,
+// and KVM has what is in it.
+func TestVMCSGuestOfGuest(t *testing.T) {
+	f := newFake(t, fakeCore+`
+struct loaded_vmcs { long pad; ptr vmcs; }
+struct nested_vmx { long current_vmptr; ptr cached_vmcs12; u8 nested_run_pending; loaded_vmcs vmcs02; }
+struct vcpu_vmx { long pad; kvm_vcpu vcpu; loaded_vmcs vmcs01; ptr loaded_vmcs; nested_vmx nested; }
+`)
+	own, merged, kept := f.alloc(pageSize, pageSize), f.alloc(pageSize, pageSize), f.alloc(pageSize, pageSize)
+	v := f.make("vcpu_vmx")
+	v.set("vmcs01.vmcs", own.va).set("nested.vmcs02.vmcs", merged.va).set("nested.cached_vmcs12", kept.va)
+	k := f.find()
+	types, err := k.Types()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := newFlavourShape(types, &kvmVMX)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		what             string
+		loaded           string
+		current, pending uint64
+		want             ControlBlock
+		inGuest          bool
+	}{
+		{"has no VMCS", "vmcs01", 1<<64 - 1, 0, ControlBlock{Current: own.pa}, false},
+		{"has one", "vmcs01", 0x7000, 0, ControlBlock{Current: own.pa, LastInner: 0x7000, Kept: kept.pa}, false},
+		{"is about to be in it", "nested.vmcs02", 0x7000, 1,
+			ControlBlock{Current: merged.pa, Inner: 0x7000, LastInner: 0x7000, Kept: kept.pa, Pending: true}, true},
+		{"is in it", "nested.vmcs02", 0x7000, 0, ControlBlock{Current: merged.pa, Inner: 0x7000, LastInner: 0x7000, Kept: kept.pa}, true},
+	} {
+		v.set("loaded_vmcs", v.at(c.loaded)).set("nested.current_vmptr", c.current).set("nested.nested_run_pending", c.pending)
+		got, err := s.read(k.space, mem.Virt(v.va))
+		c.want.Kind, c.want.Phys, c.want.Merged = "vmcs", own.pa, merged.pa
+		if got != c.want || err != nil || got.InGuest() != c.inGuest || got.Between() {
+			t.Errorf("%s: %+v, %v; want %+v", c.what, got, err, c.want)
+		}
 	}
 }
 
@@ -232,7 +274,7 @@ func TestGuessVMCB(t *testing.T) {
 		t.Fatalf("%+v, %v, %v", got, problems, err)
 	}
 	for i, v := range got[0].VCPUs {
-		want := ControlBlock{Kind: "vmcb", Phys: s.control[i].pa, Current: s.control[i].pa, Guessed: true}
+		want := ControlBlock{Kind: "vmcb", Phys: s.control[i].pa, Current: s.control[i].pa, Untold: true}
 		if v.Control != want {
 			t.Errorf("vCPU %d: %+v, want %+v", i, v.Control, want)
 		}

@@ -9,7 +9,9 @@ import (
 // A guest that runs a guest itself: no processor runs a guest of a guest, so KVM
 // combines the control block that its guest made with its own and runs that. What
 // KVM knows of it is in the vendor's structure (Linux 6.1
-// arch/x86/kvm/svm/svm.h:struct svm_nested_state).
+// arch/x86/kvm/svm/svm.h:struct svm_nested_state; vmx/vmx.h:struct nested_vmx, whose
+// current_vmptr is all ones if there is none, and whose cached_vmcs12 is read from the
+// guest's memory by VMPTRLD and goes back there by VMCLEAR, vmx/nested.c).
 
 // InGuest reports whether the vCPU is in a guest of its own, as far as KVM is
 // concerned: then Current is what a processor executes for that guest.
@@ -31,24 +33,31 @@ func (c *ControlReader) Read() (ControlBlock, error) { return c.flavour.read(c.s
 
 // nestedShape is where a flavour keeps the guest of a guest.
 type nestedShape struct {
-	merged, inner, pending, last, save                Field
-	hasMerged, hasInner, hasPending, hasLast, hasSave bool
+	merged, inner, pending, last, save, kept                   Field
+	hasMerged, hasInner, hasPending, hasLast, hasSave, hasKept bool
 }
 
-func newNestedShape(s *shape, f *kvmFlavour) nestedShape {
-	var n nestedShape
-	if f.merged != "" {
-		n.merged, n.hasMerged = s.want(f.merged)
-		n.inner, n.hasInner = s.want(f.inner)
-		n.pending, n.hasPending = s.want(f.pending)
-		n.last, n.hasLast = s.want(f.last)
-		n.save, n.hasSave = s.want(f.save)
+func newNestedShape(s *shape, f *kvmFlavour) (n nestedShape) {
+	for _, x := range []struct {
+		path string
+		at   *Field
+		has  *bool
+	}{
+		{f.merged, &n.merged, &n.hasMerged}, {f.inner, &n.inner, &n.hasInner}, {f.pending, &n.pending, &n.hasPending},
+		{f.last, &n.last, &n.hasLast}, {f.save, &n.save, &n.hasSave}, {f.kept, &n.kept, &n.hasKept},
+	} {
+		if x.path != "" {
+			*x.at, *x.has = s.want(x.path)
+		}
 	}
 	return n
 }
 
 // read completes c by what KVM has of a guest of the guest.
 func (n *nestedShape) read(space AddressSpace, rec *record, c *ControlBlock) error {
+	if !n.hasMerged && c.Current != c.Phys {
+		c.Merged, c.Untold = c.Current, true
+	}
 	if !n.hasMerged || rec.uint(n.merged) == 0 {
 		return nil // none was ever entered, or there cannot be one
 	}
@@ -66,11 +75,16 @@ func (n *nestedShape) read(space AddressSpace, rec *record, c *ControlBlock) err
 			c.LastInner = mem.Phys(at)
 		}
 	}
+	if n.hasKept && c.LastInner != 0 {
+		if at, err := blockAt(space, rec.uint(n.kept)); err == nil {
+			c.Kept = at
+		}
+	}
 	if c.Current != c.Merged || !n.hasInner {
 		return nil
 	}
 	if at := rec.uint(n.inner); at%pageSize == 0 {
-		c.Inner = mem.Phys(at) // 0 as soon as KVM begins to leave
+		c.Inner = mem.Phys(at) // SVM: 0 as soon as KVM begins to leave
 	}
 	c.Pending = n.hasPending && rec.uint(n.pending) != 0
 	return nil

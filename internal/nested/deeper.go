@@ -25,6 +25,33 @@ type innerGuest struct {
 	source  string          // of host
 	save    mem.Phys        // of the host save area that the CPU was given, or 0
 	pending bool            // nothing was executed yet: the guest's own block is the newer one
+	kept    []byte          // what the hypervisor has of the guest's own block, nil if it is in memory
+}
+
+// keeper is a technology whose processors keep an active control block in themselves; so
+// do hypervisors that play one.
+type keeper interface {
+	// keep gives a CPU the page of its current control block, at an address.
+	keep(cpu *arch.Registers, at mem.Phys, page []byte)
+}
+
+func keep(tech technology, cpu *arch.Registers, at mem.Phys, page []byte) {
+	if k, ok := tech.(keeper); ok && page != nil {
+		k.keep(cpu, at, page)
+	}
+}
+
+// keptPage is what the hypervisor of m has of the control block that a CPU of its guest
+// made last; nil if that is in the guest's memory.
+func keptPage(m *machine.Machine, control linux.ControlBlock) []byte {
+	page := make([]byte, pageSize)
+	if control.Kept == 0 {
+		return nil
+	}
+	if _, err := m.Phys.ReadPhys(page, control.Kept); err != nil {
+		return nil
+	}
+	return page
 }
 
 // splitter is a technology of which hypervisors leave a part of the inner guest's
@@ -57,11 +84,18 @@ func deeper(m *machine.Machine, found map[mem.Phys]*candidate, own *candidate, c
 		own.between = true
 		splitOff(own, nil)
 		own.block.why = "its own VM entry or exit, which its hypervisor is half through"
-		if control.Guessed {
-			own.block.why = "its own VM entry, into a guest of which its hypervisor's types say nothing"
+		if control.Untold {
+			own.block.why = "a guest of its own, of which its hypervisor's types say nothing"
 		}
 	}
+	kept := keptPage(m, control)
+	keep(own.tech, own.block.regs, control.LastInner, kept)
 	if control.Inner == 0 && executes {
+		delete(found, control.Merged)
+		own.on, own.executed, own.away = run.on, run.executed, true
+		if m.Parent == nil {
+			own.executed = control.Merged
+		}
 		return nil, fmt.Errorf("CPU %d executes a guest of a guest, and whose is not known", run.on)
 	}
 	if control.Inner == 0 {
@@ -86,7 +120,7 @@ func deeper(m *machine.Machine, found map[mem.Phys]*candidate, own *candidate, c
 		run.executed = control.Merged
 	}
 	own.on, own.halted, own.executed = run.on, run.halted, run.executed
-	own.inner = &innerGuest{at: control.Inner, run: run, host: own.block.regs, save: control.HostSave, pending: control.Pending,
+	own.inner = &innerGuest{at: control.Inner, run: run, host: own.block.regs, save: control.HostSave, pending: control.Pending, kept: kept,
 		source: fmt.Sprintf("%s at %#x, where its hypervisor keeps them while its guest runs", own.tech.name(), own.at)}
 	own.evidence = append(own.evidence, run.evidence...)
 	own.evidence = append(own.evidence, fmt.Sprintf("its CPU is in a guest of its own, with the control block at %#x of its memory and the merged one at %#x",
@@ -166,10 +200,12 @@ func enterInner(m *machine.Machine, g []*candidate, problem func(string, ...any)
 		if cpu.On < 0 {
 			cpu.Source += " in " + m.Parent.Name
 		}
+		keep(c.tech, cpu.Regs, in.at, in.kept)
 		if made := inspect(m, c.tech, in.at); made != nil && in.pending && cpu.On < 0 {
 			complete(made.block.regs, cpu.Regs, arch.General)
 			cpu.Regs, cpu.Source = made.block.regs, fmt.Sprintf("%s at %#x, and general registers from %s", c.tech.name(), in.at, cpu.Source)
 		}
+		keep(c.tech, cpu.Regs, in.at, in.kept)
 		if err := c.tech.enter(m, cpu.Regs, in.at, in.save, in.host); err != nil {
 			problem("CPU %d of %s is in a guest of its own: %v", cpu.Index, m.Name, err)
 			cpu.State, cpu.Regs, cpu.Source = machine.Hosting, in.host, in.source

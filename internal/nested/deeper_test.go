@@ -11,6 +11,7 @@ import (
 	"nestdbg/internal/mem"
 	"nestdbg/internal/nested/nestedtest"
 	"nestdbg/internal/svm/svmtest"
+	"nestdbg/internal/vmx/vmxtest"
 )
 
 const (
@@ -148,7 +149,7 @@ func TestGuestOfGuestByWord(t *testing.T) {
 		// What cannot be.
 		{"whose L3 it is is not known", func(w *deepWorld) *arch.Registers { return w.inL3(deepText + 0x38) },
 			func(w *deepWorld) said { c := w.outside(); c.LastInner = 0; return said{c} },
-			"", "CPU 0 executes a guest of a guest, and whose is not known"},
+			"l1 hosting on 0 at +0x103; vm0 hosting on 0; vm0.vm0 parked on -1 at +0x31; ", "CPU 0 executes a guest of a guest, and whose is not known"},
 		{"L3's block is outside L2's memory", func(w *deepWorld) *arch.Registers { return w.inL3(deepText + 0x38) },
 			func(w *deepWorld) said { c := w.word(); c.Inner = 0x7fffff000; return said{c} },
 			"l1 hosting on 0 at +0x103; vm0 hosting on 0 at +0x203; vm0.vm0 parked on -1 at +0x31; ", "CPU 0 of vm0 is in a guest of its own"},
@@ -164,7 +165,7 @@ func TestGuestOfGuestByWord(t *testing.T) {
 			w := newDeepWorld()
 			w.says = c.says(w)
 			tower := w.build(c.device(w))
-			if got := deepOutline(tower); c.want != "" && got != c.want {
+			if got := deepOutline(tower); got != c.want {
 				t.Errorf("got  %s\nwant %s\nproblems %q", got, c.want, tower.Problems)
 			}
 			if p := strings.Join(tower.Problems, "; "); !strings.Contains(p, c.problem) || (p == "") != (c.problem == "") {
@@ -293,5 +294,102 @@ func TestGuestOfGuestOfGuestByWord(t *testing.T) {
 	l4th := tower.Machines[3]
 	if host, at := ExecutedBy(l4th, l4th.CPUs[0]); host != tower.Machines[0] || at != w.merged.Control {
 		t.Errorf("L4 is executed by %s with %#x", host.Name, at)
+	}
+}
+
+// deepVMX is deepWorld under VMX: L2 has made a VMCS for L3, and what is in it is in L1's
+// memory, as KVM keeps it; L2's own page has a header only.
+type deepVMX struct {
+	*nestedtest.World
+	l2, l3            *nestedtest.Guest
+	own, merged, made mem.Phys
+	page              []byte // at merged
+	says              said
+	finder            *Finder
+}
+
+func newDeepVMX() *deepVMX {
+	w := &deepVMX{World: nestedtest.New(), made: 0x151000}
+	w.l2 = w.EPTGuest()
+	w.l3 = w.l2.EPTGuest()
+	kept := w.Take()
+	w.own, w.merged = w.Take(), w.Take()
+	w.RAM.Put(w.own, w.l2.VMCS(vmxtest.KVM, deepText+0x203, deepText+0x300, nil))
+	w.page = w.l2.VMCS(vmxtest.KVM, deepText+0x30, deepText+0x300, vmxtest.Values{
+		"guest CR3": uint64(w.l3.Tables.Root()), "EPT pointer": uint64(w.Take()) | 0x5e})
+	w.RAM.Put(w.merged, w.page)
+	w.RAM.Put(kept, w.l3.VMCS(vmxtest.KVM, deepText+0x31, deepText+0x240, vmxtest.Values{"host CR3": uint64(w.l2.Tables.Root())}))
+	w.l2.Write(w.made, vmxtest.Page(vmxtest.KVM, nil))
+	w.says = said{{Kind: "vmcs", Phys: w.own, Current: w.merged, Merged: w.merged, Inner: w.made, LastInner: w.made, Kept: kept}}
+	w.finder = &Finder{count: map[string]int{"l1": 1}, known: []*identity{
+		{name: "vm0", parent: "l1", controls: map[mem.Phys]int{w.own: 0}, again: map[mem.Phys]controlReader{w.own: &w.says}},
+	}}
+	for i, g := range []*nestedtest.Guest{w.l2, w.l3} {
+		g.Write(g.TextPhys(deepText+0x10), fmt.Appendf(nil, "here is L%d", i+2))
+	}
+	return w
+}
+
+// host is L1's CPU while it executes L1.
+func (w *deepVMX) host() *arch.Registers { return w.Host(0, deepText+0x300, deepStack) }
+
+func TestGuestOfGuestVMX(t *testing.T) {
+	const inside = "l1 hosting on 0 at +0x300; vm0 hosting on 0 at +0x203; vm0.vm0 running on 0 at +0x38; "
+	for _, c := range []struct {
+		name          string
+		device        func(w *deepVMX) *arch.Registers
+		says          func(c *linux.ControlBlock)
+		want, problem string
+		parked        string // what the first CPU of vm0 is parked for
+	}{
+		{"a CPU executes L3", func(w *deepVMX) *arch.Registers {
+			r := w.l2.UnderVMX(true, w.merged, w.page, deepText+0x38)
+			r.Set("cr3", uint64(w.l3.Tables.Root()))
+			return r
+		}, func(*linux.ControlBlock) {}, inside, "", ""},
+		{"L1 handles an exit of L3", (*deepVMX).host, func(*linux.ControlBlock) {},
+			"l1 running on 0 at +0x300; vm0 hosting on -1 at +0x203; vm0.vm0 parked on -1 at +0x30; ", "", ""},
+		{"L1 is about to enter L3 for the first time", (*deepVMX).host, func(c *linux.ControlBlock) { c.Pending = true },
+			"l1 running on 0 at +0x300; vm0 hosting on -1 at +0x203; vm0.vm0 parked on -1 at +0x31; ", "", ""},
+		{"L2 is left, and has a VMCS that is current", (*deepVMX).host, func(c *linux.ControlBlock) { c.Current, c.Inner = c.Phys, 0 },
+			"l1 running on 0 at +0x300; vm0 parked on -1 at +0x203; vm0.vm0 parked on -1 at +0x31; ", "", "EPT violation"},
+		{"KVM's types do not tell, and L1 runs", (*deepVMX).host, func(c *linux.ControlBlock) {
+			*c = linux.ControlBlock{Kind: c.Kind, Phys: c.Phys, Current: c.Merged, Merged: c.Merged, Untold: true}
+		}, "l1 running on 0 at +0x300; vm0 parked on -1 at +0x203; ", "", "a guest of its own, of which its hypervisor's types say nothing"},
+		{"KVM's types do not tell, and a CPU executes L3", func(w *deepVMX) *arch.Registers {
+			return w.l2.UnderVMX(true, w.merged, w.page, deepText+0x38)
+		}, func(c *linux.ControlBlock) {
+			*c = linux.ControlBlock{Kind: c.Kind, Phys: c.Phys, Current: c.Merged, Merged: c.Merged, Untold: true}
+		}, "l1 hosting on 0 at +0x300; vm0 hosting on 0; ", "executes a guest of a guest, and whose is not known", ""},
+	} {
+		w := newDeepVMX()
+		c.says(&w.says[0])
+		tower := w.finder.Build(w.Machine(c.device(w)), Options{})
+		if got := deepOutline(tower); got != c.want {
+			t.Errorf("%s:\ngot  %s\nwant %s\nproblems %q", c.name, got, c.want, tower.Problems)
+			continue
+		}
+		if p := strings.Join(tower.Problems, "; "); !strings.Contains(p, c.problem) || (p == "") != (c.problem == "") {
+			t.Errorf("%s: problems %q, want %q", c.name, p, c.problem)
+		}
+		if why := tower.Machines[1].CPUs[0].Why; c.parked != "" && why != c.parked {
+			t.Errorf("%s: parked for %q", c.name, why)
+		}
+		for i, m := range tower.Machines[1:] {
+			if _, known := m.CPUs[0].Regs.PC(); !known {
+				continue
+			}
+			space, err := m.Space(m.CPUs[0])
+			if err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+			b := make([]byte, 10)
+			if _, err := space.ReadVirt(b, mem.Virt(deepText+0x10)); err != nil || string(b) != fmt.Sprintf("here is L%d", i+2) {
+				t.Errorf("%s: %s: %q, %v", c.name, m.Name, b, err)
+			}
+			if d, err := Describe(m, m.CPUs[0]); err != nil || d.Exit != "EPT violation" {
+				t.Errorf("%s: control block of %s: %+v, %v", c.name, m.Name, d, err)
+			}
+		}
 	}
 }

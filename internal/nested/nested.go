@@ -149,6 +149,7 @@ type candidate struct {
 	merged   mem.Phys      // see machine.CPU
 	inner    *innerGuest   // the guest that the CPU itself is in, or nil
 	between  bool          // it is being taken there or back
+	away     bool          // it is in one of which nothing is known
 	again    controlReader // or nil
 }
 
@@ -435,7 +436,9 @@ func newCPU(position int, c *candidate, s *machine.SecondStage) *machine.CPU {
 	if c.isLost() {
 		cpu.State, cpu.Control, cpu.Kind, cpu.Source = machine.Lost, 0, "", "no control block is known, so no registers"
 	}
-	if c.on >= 0 {
+	if c.away {
+		cpu.State, cpu.Why, cpu.Source = machine.Hosting, "", "not known: a CPU executes a guest of it"
+	} else if c.on >= 0 {
 		cpu.State, cpu.Source, cpu.Why = machine.Running, c.source, ""
 		if c.halted {
 			cpu.State = machine.Halted

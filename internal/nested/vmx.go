@@ -90,8 +90,7 @@ func (t vmxTechnology) host(parent *machine.Machine, cpu *arch.Registers) (*arch
 		return nil, "", err
 	}
 	// Whoever asks for the control block later finds it with the hypervisor's own state.
-	regs.Set("vmcs", uint64(at))
-	regs.SetControlBlock(page)
+	t.keep(regs, at, page)
 	return regs, fmt.Sprintf("host-state area of the VMCS at %#x", at), nil
 }
 
@@ -118,9 +117,14 @@ func (vmxTechnology) enter(m *machine.Machine, cpu *arch.Registers, control, _ m
 		return fmt.Errorf("VMCS at %#x: %w", control, err)
 	}
 	cpu.Set("guest_mode", 1)
-	cpu.Set("vmcs", uint64(control))
-	cpu.SetControlBlock(page)
+	vmxTechnology{}.keep(cpu, control, page)
 	return nil
+}
+
+// keep implements keeper.
+func (vmxTechnology) keep(cpu *arch.Registers, at mem.Phys, page []byte) {
+	cpu.Set("vmcs", uint64(at))
+	cpu.SetControlBlock(page)
 }
 
 // entering: VMLAUNCH and VMRESUME enter the current VMCS (Intel SDM Vol. 3C,

@@ -34,8 +34,10 @@ type VCPU struct {
 func (w *World) Guest() *Guest { return w.guest(paging.NPTFourLevel, w.RAM, w.frames) }
 
 // Guest adds a guest of the guest, without CPUs.
-func (g *Guest) Guest() *Guest {
-	return g.world.guest(paging.NPTFourLevel, g.Memory, pagingtest.NewFrames(mem.Range{First: 0x100000, Last: 0x13ffff}, 0))
+func (g *Guest) Guest() *Guest { return g.guest(paging.NPTFourLevel) }
+
+func (g *Guest) guest(second *paging.Format) *Guest {
+	return g.world.guest(second, g.Memory, pagingtest.NewFrames(mem.Range{First: 0x100000, Last: 0x13ffff}, 0))
 }
 
 func (w *World) guest(second *paging.Format, host pagingtest.Memory, frames *pagingtest.Frames) *Guest {

@@ -17,6 +17,9 @@ const eptBits = 0x5e
 // EPTGuest adds a guest without CPUs, for VMX.
 func (w *World) EPTGuest() *Guest { return w.guest(paging.EPTFourLevel, w.RAM, w.frames) }
 
+// EPTGuest adds a guest of the guest without CPUs, for VMX.
+func (g *Guest) EPTGuest() *Guest { return g.guest(paging.EPTFourLevel) }
+
 // VMCS is the page of a VMCS of the guest in one of vmxtest's kinds, as an exit at pc
 // leaves it, changed by values. The hypervisor's exit handler is at hostPC.
 func (g *Guest) VMCS(kind string, pc, hostPC uint64, values vmxtest.Values) []byte {
