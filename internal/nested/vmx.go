@@ -188,6 +188,9 @@ func eptStageFault(v *vmx.VMCS) *StageFault {
 	if f.Fetch {
 		out.Access = paging.Exec
 	}
+	if f.User {
+		out.Access = paging.UserExec
+	}
 	return out
 }
 

@@ -130,8 +130,10 @@ func accessName(p paging.Perm) string {
 	switch {
 	case p&paging.Write != 0:
 		return "write"
-	case p&(paging.Exec|paging.UserExec) != 0:
+	case p&paging.Exec != 0:
 		return "instruction fetch"
+	case p&paging.UserExec != 0:
+		return "instruction fetch of user mode"
 	}
 	return "read"
 }
@@ -203,9 +205,26 @@ func NewFault(m *machine.Machine, c *machine.CPU, fileOffset func(mem.Phys) (uin
 			v.Why = d.Why // the processor knows no detour
 		}
 	}
+	v.settle(m, d.Fault)
+	return v, nil
+}
+
+// settle makes the explanation agree with what the processor said of the fault.
+func (v *VTop) settle(m *machine.Machine, f *nested.StageFault) {
 	if v.Why == nil {
-		v.Why = &Explanation{Stage: 2, Kind: m.Second.Kind, Addr: Hex(d.Fault.Addr), In: m.Parent.Name, Cause: causeGone,
+		v.Why = &Explanation{Stage: 2, Kind: m.Second.Kind, Addr: Hex(f.Addr), In: m.Parent.Name, Cause: causeGone,
 			Text: "the second stage allows this access now: it was changed after the exit"}
 	}
-	return v, nil
+	e := v.Why
+	if !f.Reserved || e.Cause == causeReserved || e.Cause == causeMisconfigured || e.Cause == causeMMIO {
+		return
+	}
+	if e.Text += "; but"; e.Cause == causeGone {
+		e.Text = "no rule that is known here refuses it:"
+	}
+	e.Text += " the processor found an entry that breaks the rules, such as an address with more bits than it has, or one that was changed after the exit"
+	e.Cause = causeReserved
+	if strings.HasPrefix(m.Second.Kind, "ept") {
+		e.Cause = causeMisconfigured
+	}
 }

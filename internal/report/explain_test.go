@@ -15,6 +15,7 @@ import (
 	"nestdbg/internal/report"
 	"nestdbg/internal/session"
 	"nestdbg/internal/svm/svmtest"
+	"nestdbg/internal/vmx/vmxtest"
 )
 
 // stuck is a guest of one page of text at 0x400000 whose tables a test spoils.
@@ -128,10 +129,11 @@ func TestFault(t *testing.T) {
 		exit, info1, info2 uint64
 		cause, text        string
 	}{
-		"a hole":        {0x400, 1<<32 | 6, 0x700_0010, "not-present", "not present"},
-		"a write":       {0x400, 1<<32 | 7, 0x4_3010, "permission", "write is not permitted"},
-		"changed since": {0x400, 1<<32 | 6, 0x4_0010, "gone", "allows this access now"},
-		"another exit":  {0x78, 0, 0, "", "was HLT, no fault"},
+		"a hole":                        {0x400, 1<<32 | 6, 0x700_0010, "not-present", "not present"},
+		"a write":                       {0x400, 1<<32 | 7, 0x4_3010, "permission", "write is not permitted"},
+		"reserved, by a rule not known": {0x400, 1<<32 | 0xe, 0x4_0010, "reserved", "the processor found an entry that breaks the rules"},
+		"changed since":                 {0x400, 1<<32 | 6, 0x4_0010, "gone", "allows this access now"},
+		"another exit":                  {0x78, 0, 0, "", "was HLT, no fault"},
 	} {
 		w := nestedtest.New()
 		g := w.Guest()
@@ -156,6 +158,35 @@ func TestFault(t *testing.T) {
 		if r.Why == nil || r.Why.Cause != c.cause || !strings.Contains(r.Why.Text, c.text) || !strings.Contains(r.Exit, "NPF") ||
 			uint64(*r.PA) != c.info2 || c.cause == "permission" && uint64(*r.Why.At) != uint64(g.NPT.EntryAt(0x4_3000, 1)) {
 			t.Errorf("%s: %q %+v", name, r.Exit, r.Why)
+		}
+	}
+}
+
+// Whose instruction fetch was refused decides which permission is asked for.
+func TestFaultModeBased(t *testing.T) {
+	for name, c := range map[string]struct {
+		fetch         paging.Perm // what the page allows
+		qualification uint64
+		cause, text   string
+	}{
+		"user mode":  {paging.Exec, 0x1ac, "permission", "instruction fetch of user mode is not permitted"},
+		"supervisor": {paging.UserExec, 0x1cc, "permission", "instruction fetch is not permitted"},
+		"changed":    {paging.Exec | paging.UserExec, 0x1ac, "gone", "allows this access now"},
+		"reserved":   {paging.Exec | paging.UserExec, 0, "misconfigured", "the processor found an entry that breaks the rules"},
+	} {
+		s := newStuck("ept4-mbec")
+		s.second.Map(0x7_0000, 0x12_0000, 4096, s.second.Express(paging.Read|c.fetch))
+		values := vmxtest.Values{"exit reason": 48, "exit qualification": c.qualification, "guest-physical address": 0x7_0010, "secondary controls": 0x4010ee}
+		if name == "reserved" {
+			values["exit reason"] = 49
+		}
+		s.ram.Put(0x3000, vmxtest.VMCS(vmxtest.KVM, values))
+		v, err := report.NewFault(s.vm, &machine.CPU{On: -1, State: machine.Parked, Control: 0x3000, Kind: "VMCS"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.Why.Cause != c.cause || !strings.Contains(v.Why.Text, c.text) || c.cause == "permission" && mem.Phys(*v.Why.At) != s.second.EntryAt(0x7_0000, 1) {
+			t.Errorf("%s: %+v", name, v.Why)
 		}
 	}
 }

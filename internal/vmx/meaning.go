@@ -124,15 +124,20 @@ type EPTFault struct {
 	Addr          uint64 // guest-physical
 	Qualification uint64
 	Write, Fetch  bool
+	// User says that the fetch was one by an address of user mode, where mode-based execute
+	// control tells them apart.
+	User bool
 	// Permitted is what the entries of all levels permit together, bits 0 to 2 read,
-	// write, fetch; 0 if one is not present.
+	// write, fetch, with mode-based execute control bit 3 fetch by user mode; 0 if one is
+	// not present.
 	Permitted     uint8
 	Misconfigured bool // an entry breaks the rules; how it was accessed is not known
 	Tables        bool // the processor was reading the guest's page tables
 }
 
 // Bits of the exit qualification of an EPT violation (SDM Vol. 3C, "Exit
-// Qualification for EPT Violations").
+// Qualification for EPT Violations"). Bit 6, what user mode may fetch, is undefined
+// without mode-based execute control; then bit 5 is for both modes.
 const (
 	qualifyWrite       = 1 << 1
 	qualifyFetch       = 1 << 2
@@ -157,11 +162,33 @@ func (v *VMCS) EPTFault() (f EPTFault, ok bool) {
 		q := v.get(Qualification)
 		f.Qualification = q
 		f.Write, f.Fetch = q&qualifyWrite != 0, q&qualifyFetch != 0
-		f.Permitted = uint8(q >> qualifyPermitted & 7)
+		f.Permitted = uint8(q >> qualifyPermitted & v.permissions())
+		f.User = f.Fetch && v.ModeBasedExecute() && v.userFetch(f.Permitted)
 		f.Tables = q&qualifyLinear != 0 && q&qualifyTranslation == 0
 		return f, true
 	}
 	return f, false
+}
+
+// permissions are the bits that the qualification has for what is permitted.
+func (v *VMCS) permissions() uint64 {
+	if v.ModeBasedExecute() {
+		return 0xf
+	}
+	return 7
+}
+
+// userFetch tells whose fetch was refused: his who may not. Where neither may, user mode
+// fetches by addresses of user mode only, and the kernel hardly ever.
+func (v *VMCS) userFetch(permitted uint8) bool {
+	const supervisor, user = 1 << 2, 1 << 3
+	switch permitted & (supervisor | user) {
+	case supervisor:
+		return true
+	case user:
+		return false
+	}
+	return v.get(GuestSSRights)>>5&3 == 3 // the CPL
 }
 
 // Detail is one fact about the last exit.
@@ -178,7 +205,7 @@ func (v *VMCS) ExitDetails() []Detail {
 	hex := func(f Field) Detail { return Detail{f.String(), fmt.Sprintf("%#x", v.get(f))} }
 	switch reason & reasonBasic {
 	case ExitEPTViolation:
-		return []Detail{hex(GuestPhysical), {"access", violation(q)}, hex(GuestLinear)}
+		return []Detail{hex(GuestPhysical), {"access", v.violation(q)}, hex(GuestLinear)}
 	case ExitEPTMisconfigured:
 		return []Detail{hex(GuestPhysical)}
 	case 0:
@@ -201,12 +228,16 @@ func (v *VMCS) ExitDetails() []Detail {
 }
 
 // violation says an EPT violation's qualification in words.
-func violation(q uint64) string {
+func (v *VMCS) violation(q uint64) string {
 	text := bitNames("read,write,instruction fetch", q)
-	if q>>qualifyPermitted&7 == 0 {
+	names := "read,write,instruction fetch"
+	if v.ModeBasedExecute() {
+		names = "read,write,supervisor fetch,user fetch"
+	}
+	if permitted := q >> qualifyPermitted & v.permissions(); permitted == 0 {
 		text += ", not present"
 	} else {
-		text += ", permitted: " + bitNames("read,write,instruction fetch", q>>qualifyPermitted)
+		text += ", permitted: " + bitNames(names, permitted)
 	}
 	if q&qualifyLinear != 0 && q&qualifyTranslation == 0 {
 		text += ", while the guest's page tables were read"

@@ -41,6 +41,8 @@ func TestExitDetails(t *testing.T) {
 			"[{guest-physical address 0xfee00000} {access write, not present} {guest-linear address 0x42}]"},
 		{vmxtest.Values{"exit reason": 48, "exit qualification": 0x99},
 			"[{guest-physical address 0x0} {access read, permitted: read, write, while the guest's page tables were read} {guest-linear address 0x0}]"},
+		{vmxtest.Values{"exit reason": 48, "exit qualification": 0x1c4, "secondary controls": mbec},
+			"[{guest-physical address 0x0} {access instruction fetch, permitted: user fetch} {guest-linear address 0x0}]"},
 		{vmxtest.Values{"exit reason": 49, "guest-physical address": 0x1000}, "[{guest-physical address 0x1000}]"},
 		{vmxtest.Values{"exit reason": 30, "exit qualification": 0x3f80009}, "[{access IN of 2 bytes, port 0x3f8}]"},
 		{vmxtest.Values{"exit reason": 28, "exit qualification": 0x3}, "[{access write to CR3}]"},
@@ -55,6 +57,9 @@ func TestExitDetails(t *testing.T) {
 	}
 }
 
+// mbec are secondary controls with mode-based execute control.
+const mbec = 0x4010ee
+
 func TestEPTFault(t *testing.T) {
 	for _, c := range []struct {
 		values vmxtest.Values
@@ -65,6 +70,16 @@ func TestEPTFault(t *testing.T) {
 			EPTFault{Addr: 0x2000, Qualification: 0x18a, Write: true, Permitted: 1}, true},
 		{vmxtest.Values{"exit reason": 48, "exit qualification": 0x84, "guest-physical address": 0x2000},
 			EPTFault{Addr: 0x2000, Qualification: 0x84, Fetch: true, Tables: true}, true},
+		// A bit that without mode-based execute control means nothing, and with it.
+		{vmxtest.Values{"exit reason": 48, "exit qualification": 0x1c4}, EPTFault{Qualification: 0x1c4, Fetch: true}, true},
+		{vmxtest.Values{"exit reason": 48, "exit qualification": 0x1c4, "secondary controls": mbec},
+			EPTFault{Qualification: 0x1c4, Fetch: true, Permitted: 8}, true},
+		{vmxtest.Values{"exit reason": 48, "exit qualification": 0x1ac, "secondary controls": mbec},
+			EPTFault{Qualification: 0x1ac, Fetch: true, User: true, Permitted: 5}, true},
+		{vmxtest.Values{"exit reason": 48, "exit qualification": 0x18c, "secondary controls": mbec},
+			EPTFault{Qualification: 0x18c, Fetch: true, Permitted: 1}, true},
+		{vmxtest.Values{"exit reason": 48, "exit qualification": 0x18c, "secondary controls": mbec, "guest SS access rights": 0xc0f3},
+			EPTFault{Qualification: 0x18c, Fetch: true, User: true, Permitted: 1}, true},
 		{vmxtest.Values{"exit reason": 49, "guest-physical address": 0x3000}, EPTFault{Addr: 0x3000, Misconfigured: true}, true},
 		{vmxtest.Values{"exit reason": 12}, EPTFault{}, false},
 	} {
