@@ -46,6 +46,9 @@ type Machine struct {
 	// Root is a page-table root that the person gave, to be used instead of those of
 	// the CPUs; nil if none was.
 	Root *uint64
+	// PhysBits is how many bits a physical address has where this machine's tables are
+	// walked, which is the same processor at every level; 0 if that is not known.
+	PhysBits uint
 	// ID is what the machine is known by although its tables move: the address
 	// of the hypervisor's own object, or of the lowest control block.
 	ID uint64
@@ -55,7 +58,7 @@ type Machine struct {
 }
 
 type spaceKey struct {
-	format *paging.Format
+	format string // by name: of one name, a machine walks one
 	root   mem.Phys
 }
 
@@ -180,14 +183,14 @@ func (m *Machine) stage1(c *CPU) (*paging.Format, mem.Phys, error) {
 func (m *Machine) space(f *paging.Format, root mem.Phys) *paging.Space {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	key := spaceKey{f, root}
+	key := spaceKey{f.Name, root}
 	if s := m.spaces[key]; s != nil {
 		return s
 	}
 	if m.spaces == nil || len(m.spaces) >= maxSpaces {
 		m.spaces = make(map[spaceKey]*paging.Space)
 	}
-	s := paging.NewSpace("virtual memory of "+m.Name, f, m.Phys, root)
+	s := paging.NewSpace("virtual memory of "+m.Name, f.WithPhysBits(m.PhysBits), m.Phys, root)
 	m.spaces[key] = s
 	return s
 }

@@ -32,7 +32,7 @@ const (
 // sense. The error says where the walk ended instead.
 func confirm(m *machine.Machine, c *candidate) error {
 	second := paging.NewSpace(c.block.second.Name, c.block.second, m.Phys, c.block.root)
-	probe := &machine.Machine{Name: "the guest", Arch: m.Arch, Phys: machine.NewNestedMemory(second)}
+	probe := &machine.Machine{Name: "the guest", Arch: m.Arch, PhysBits: m.PhysBits, Phys: machine.NewNestedMemory(second)}
 	space, err := probe.Space(&machine.CPU{Regs: c.block.regs})
 	if err != nil {
 		return err

@@ -138,7 +138,7 @@ func hintedStages(m *machine.Machine, groups [][]*candidate, hints []Hint) [][]*
 		}
 		groups = append(groups, []*candidate{{
 			tech: noTechnology{}, at: h.At, on: -1, index: -1, given: true,
-			block:    controlBlock{regs: arch.NewRegisters(m.Arch), second: h.Second, root: h.At},
+			block:    controlBlock{regs: arch.NewRegisters(m.Arch), second: h.Second.WithPhysBits(m.PhysBits), root: h.At},
 			evidence: []string{"given by " + h.Flag},
 		}})
 	}

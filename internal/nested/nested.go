@@ -278,7 +278,7 @@ func executingCandidate(m *machine.Machine, tech technology, c *machine.CPU, at 
 	}
 	return &candidate{
 		tech: tech, at: at, source: c.Source, on: c.On, halted: c.State == machine.Halted, index: -1,
-		block:    controlBlock{regs: regs, second: format, root: root, why: c.Why},
+		block:    controlBlock{regs: regs, second: format.WithPhysBits(m.PhysBits), root: root, why: c.Why},
 		evidence: []string{evidence}, live: true, executed: c.Executed,
 	}, nil
 }
@@ -382,7 +382,7 @@ func (f *Finder) machine(parent *machine.Machine, g []*candidate, roads map[uint
 		id.road = r
 	}
 	child := &machine.Machine{
-		Name: id.name, Level: parent.Level + 1, Parent: parent, Arch: parent.Arch,
+		Name: id.name, Level: parent.Level + 1, Parent: parent, Arch: parent.Arch, PhysBits: parent.PhysBits,
 		ID: cmp.Or(id.id, uint64(g[0].at)),
 	}
 	stages := make(map[mem.Phys]*machine.SecondStage)

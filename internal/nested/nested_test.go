@@ -12,7 +12,9 @@ import (
 	"nestdbg/internal/mem"
 	"nestdbg/internal/nested"
 	"nestdbg/internal/nested/nestedtest"
+	"nestdbg/internal/paging"
 	"nestdbg/internal/svm/svmtest"
+	"nestdbg/internal/vmx/vmxtest"
 )
 
 const (
@@ -139,6 +141,59 @@ func TestParked(t *testing.T) {
 	if e := tower.Machines[0].CPUs[0].EntryPC; e != text+0x103 {
 		t.Errorf("entered before %#x", e)
 	}
+}
+
+// An address bit that the processor does not have is a reserved one, in the tables of every
+// machine and in both formats of second stages.
+func TestPhysBits(t *testing.T) {
+	const bit = uint64(1) << 45
+	for kind, build := range map[string]func(w *nestedtest.World) *nestedtest.Guest{
+		"npt4": func(w *nestedtest.World) *nestedtest.Guest {
+			g := w.Guest()
+			g.CPU(text, stack)
+			return g
+		},
+		"ept4-mbec": func(w *nestedtest.World) *nestedtest.Guest {
+			g := w.EPTGuest()
+			w.RAM.Put(w.Take(), g.VMCS(vmxtest.KVM, text, exitHandler, vmxtest.Values{"secondary controls": 0x4010ee}))
+			return g
+		},
+	} {
+		for bits, want := range map[uint]paging.Cause{0: paging.Unreadable, 40: paging.Malformed} {
+			w := nestedtest.New()
+			g := build(w)
+			set := func(e uint64) uint64 { return e | bit }
+			w.Tables.Edit(text+0x1000, 2, set)
+			m := w.Machine(w.Host(0, text, stack))
+			m.PhysBits = bits
+			tower := new(nested.Finder).Build(m, scan)
+			if len(tower.Machines) != 2 || tower.Machines[1].Second.Kind != kind {
+				t.Fatalf("%s: %s", kind, outline(tower))
+			}
+			vm := tower.Machines[1]
+			g.Tables.Edit(text+0x1000, 2, set)
+			own := walk(t, vm)
+			g.NPT.Edit(0x4_0000, 2, set)
+			_, second := vm.Second.Space.Walk(0x4_0000)
+			for what, err := range map[string]error{"second stage": second, "l1": walk(t, m), "vm0": own} {
+				var missing *paging.NotMappedError
+				if !errors.As(err, &missing) || missing.Cause != want {
+					t.Errorf("%s, %d bits: %s: %v", kind, bits, what, err)
+				}
+			}
+		}
+	}
+}
+
+// walk follows an address by a machine's own tables.
+func walk(t *testing.T, m *machine.Machine) error {
+	t.Helper()
+	space, err := m.Space(m.CPUs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = space.Walk(text + 0x1000)
+	return err
 }
 
 // Pages that look like a VMCB, or did, and are none now.

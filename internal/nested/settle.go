@@ -204,7 +204,7 @@ func (s *settler) inGuest(c *machine.CPU, e entered) bool {
 		return false
 	}
 	space := paging.NewSpace(block.block.second.Name, block.block.second, s.m.Phys, block.block.root)
-	return leads(&machine.Machine{Arch: s.m.Arch, Phys: machine.NewNestedMemory(space)}, c.Regs)
+	return leads(&machine.Machine{Arch: s.m.Arch, PhysBits: s.m.PhysBits, Phys: machine.NewNestedMemory(space)}, c.Regs)
 }
 
 // leads reports whether a program counter leads to memory.

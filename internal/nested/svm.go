@@ -99,7 +99,7 @@ func (svmTechnology) block(parent *machine.Machine, page []byte, a svm.Assessmen
 	}
 	why, _ := svm.ExitName(vmcb.ExitCode())
 	return controlBlock{
-		regs: vmcb.Registers(), second: format, root: format.Root(vmcb.NCR3()), why: why,
+		regs: vmcb.Registers(), second: format.WithPhysBits(parent.PhysBits), root: format.Root(vmcb.NCR3()), why: why,
 		evidence: a.Evidence, against: a.Against, score: a.Score, of: a.Score + len(a.Against),
 		fault: svmStageFault(vmcb), refused: vmcb.Refused(),
 	}, nil

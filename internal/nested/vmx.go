@@ -143,7 +143,7 @@ func (vmxTechnology) parse(parent *machine.Machine, page []byte) (controlBlock, 
 	if !a.Plausible {
 		return controlBlock{}, false
 	}
-	block, err := vmxBlock(a)
+	block, err := vmxBlock(parent, a)
 	return block, err == nil
 }
 
@@ -151,10 +151,10 @@ func (vmxTechnology) take(parent *machine.Machine, page []byte) (controlBlock, e
 	if !slices.ContainsFunc(page, func(b byte) bool { return b != 0 }) {
 		return controlBlock{}, fmt.Errorf("the page in %s is empty", parent.Name)
 	}
-	return vmxBlock(vmx.Assess(page, ramOf(parent)))
+	return vmxBlock(parent, vmx.Assess(page, ramOf(parent)))
 }
 
-func vmxBlock(a vmx.Assessment) (controlBlock, error) {
+func vmxBlock(parent *machine.Machine, a vmx.Assessment) (controlBlock, error) {
 	if a.VMCS == nil {
 		return controlBlock{}, fmt.Errorf("not a page")
 	}
@@ -163,7 +163,7 @@ func vmxBlock(a vmx.Assessment) (controlBlock, error) {
 		return controlBlock{}, err
 	}
 	block := controlBlock{
-		regs: a.VMCS.GuestRegisters(), second: format, root: root,
+		regs: a.VMCS.GuestRegisters(), second: format.WithPhysBits(parent.PhysBits), root: root,
 		evidence: a.Evidence, against: a.Against, score: a.Score, of: a.Score + len(a.Against),
 		fault: eptStageFault(a.VMCS), refused: a.VMCS.Refused(),
 	}

@@ -92,7 +92,8 @@ func EPTForPointer(eptp uint64) (*Format, mem.Phys, error) {
 }
 
 // WithModeBasedExecute returns the EPT format in which user mode has an execute
-// permission of its own; another format, and one that is that already, unchanged.
+// permission of its own; another format, and one that is that already, unchanged. It is
+// told by the format itself: what the With methods made of it comes later.
 func WithModeBasedExecute(f *Format) *Format {
 	switch f {
 	case EPTFourLevel:

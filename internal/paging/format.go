@@ -107,12 +107,13 @@ func (f *Format) AddrBits() uint { return f.addrBits }
 func (f *Format) Root(reg uint64) mem.Phys { return mem.Phys(reg & f.rootMask) }
 
 // WithPhysBits returns the format as a processor with n bits of physical address
-// walks it: address bits from n on are reserved. It can only take bits away.
+// walks it: address bits from n on are reserved. It can only take bits away; n of 0 says
+// that the width is not known, and changes nothing.
 func (f *Format) WithPhysBits(n uint) *Format {
+	if n == 0 || n >= 64 {
+		return f
+	}
 	return f.mapRules(func(r *entryRule) {
-		if n >= 64 {
-			return
-		}
 		above := r.addr &^ (1<<n - 1)
 		r.addr &^= above
 		r.reserved |= above

@@ -254,3 +254,13 @@ func TestMachineWithoutAnything(t *testing.T) {
 		t.Errorf("after that: %v", err)
 	}
 }
+
+// TestPhysBits: what was asked for, and what QEMU takes where nothing was.
+func TestPhysBits(t *testing.T) {
+	t.Parallel()
+	for cpu, want := range map[string]uint{"qemu64": 40, "qemu64,phys-bits=44": 44} {
+		if i := start(t, "-M", "q35", "-m", "64M", "-cpu", cpu).open(t).Info(); i.PhysBits != want {
+			t.Errorf("%s: %d, want %d", cpu, i.PhysBits, want)
+		}
+	}
+}

@@ -36,6 +36,7 @@ type Info struct {
 	MachineType string // "pc-q35-7.2-machine"
 	Name        string // of the machine (-name), or ""
 	CPUs        int
+	PhysBits    uint // of a CPU's physical addresses; 0 if it does not say
 	QMP         Address
 	Stub        Address // of the gdbstub, zero if none is open
 }
@@ -50,7 +51,9 @@ func Open(ctx context.Context, t *Target) (*Machine, error) {
 		m.info = facts.info(t)
 		m.info.Version = m.monitor.vers.String()
 		m.info.Stub = m.findStub(facts.chardevs).addr
-		m.ram, err = m.openRAM(ctx, facts)
+		if m.info.PhysBits, err = m.askPhysBits(ctx, facts); err == nil {
+			m.ram, err = m.openRAM(ctx, facts)
+		}
 	}
 	if err != nil {
 		m.Close()
@@ -89,7 +92,8 @@ type facts struct {
 	machine string
 	name    struct{ Name string }
 	cpus    []struct {
-		Index int `json:"cpu-index"`
+		Index int    `json:"cpu-index"`
+		Path  string `json:"qom-path"`
 	}
 	chardevs []chardev
 	memdevs  []memdev
@@ -130,6 +134,22 @@ func (m *Machine) askFacts(ctx context.Context) (*facts, error) {
 		}
 	}
 	return f, nil
+}
+
+// askPhysBits asks the first CPU. The property has what the machine was built with, also
+// where nobody chose it, and only x86 has it (QEMU 7.2 target/i386/cpu.c:
+// x86_cpu_realizefn).
+func (m *Machine) askPhysBits(ctx context.Context, f *facts) (uint, error) {
+	if len(f.cpus) == 0 {
+		return 0, nil
+	}
+	var bits uint
+	err := m.monitor.ask(ctx, "qom-get", property(f.cpus[0].Path, "phys-bits"), &bits)
+	var refused *qmp.Error
+	if errors.As(err, &refused) {
+		return 0, nil
+	}
+	return bits, err
 }
 
 func property(path, name string) any {

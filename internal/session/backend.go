@@ -26,6 +26,10 @@ type Backend interface {
 	Running(ctx context.Context) (bool, error)
 }
 
+// Sized is a Backend that knows how many bits its CPUs' physical addresses have; 0 if it
+// does not after all.
+type Sized interface{ PhysBits() uint }
+
 // Stub controls how the machine runs. Its methods are for one goroutine, except
 // Interrupt. CPUs are QEMU's, from 0.
 type Stub interface {

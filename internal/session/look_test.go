@@ -57,3 +57,23 @@ func TestNoKernelIsSearchedOnce(t *testing.T) {
 		t.Errorf("the next full look reads %d times only: it would not see a machine boot", again)
 	}
 }
+
+type sizedSim struct{ *sim }
+
+func (sizedSim) PhysBits() uint { return 40 }
+
+// How many address bits the processor has holds at every level.
+func TestPhysBits(t *testing.T) {
+	tower, err := session.New(sizedSim{newSim(1)}).Look(t.Context(), session.Full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range tower.Machines {
+		if m.PhysBits != 40 {
+			t.Errorf("%s: %d bits", m.Name, m.PhysBits)
+		}
+	}
+	if len(tower.Machines) != 2 {
+		t.Errorf("%d machines", len(tower.Machines))
+	}
+}

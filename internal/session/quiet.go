@@ -121,6 +121,9 @@ func (s *Session) peeked(cpus []*arch.Registers) *nested.Deliveries {
 // root is QEMU's machine with these registers.
 func (s *Session) root(cpus []*arch.Registers) *machine.Machine {
 	root := &machine.Machine{Name: "l1", Level: 1, Arch: s.backend.Arch(), Phys: s.backend.Memory()}
+	if b, ok := s.backend.(Sized); ok {
+		root.PhysBits = b.PhysBits()
+	}
 	source := "device state"
 	if b, ok := s.backend.(Sourcer); ok {
 		source = b.CPUSource()

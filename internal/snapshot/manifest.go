@@ -36,6 +36,8 @@ type Machine struct {
 	Name    string `json:"name"`
 	PID     int    `json:"pid"`
 	CPUs    int    `json:"cpus"`
+	// PhysBits is how many bits their physical addresses have; 0 if it did not say.
+	PhysBits uint `json:"phys_bits,omitempty"`
 }
 
 // Range is a part of physical memory in the file ram.

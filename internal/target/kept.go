@@ -55,6 +55,9 @@ func (k *Kept) Arch() *arch.Arch { return k.arch }
 // Memory implements session.Backend.
 func (k *Kept) Memory() machine.PhysMemory { return k.snap }
 
+// PhysBits implements session.Sized.
+func (k *Kept) PhysBits() uint { return k.snap.Manifest.Machine.PhysBits }
+
 // CPUs implements session.Backend.
 func (k *Kept) CPUs(context.Context) ([]*arch.Registers, error) {
 	var out []*arch.Registers

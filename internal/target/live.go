@@ -63,6 +63,9 @@ func (l *Live) Arch() *arch.Arch { return l.arch }
 // Memory implements session.Backend.
 func (l *Live) Memory() machine.PhysMemory { return l.qemu.RAM() }
 
+// PhysBits implements session.Sized.
+func (l *Live) PhysBits() uint { return l.qemu.Info().PhysBits }
+
 // Pause stops a machine that runs; resume lets it run on, also after ctx has ended.
 // The session may be asked for a good moment before: session.Session.ExpectStop.
 func (l *Live) Pause(ctx context.Context) (resume func() error, err error) {

@@ -67,7 +67,7 @@ func (l *Live) kept() snapshot.Machine {
 	info := l.qemu.Info()
 	return snapshot.Machine{
 		Version: info.Version, Accel: info.Accel, Arch: info.Arch, Type: info.MachineType, Name: info.Name,
-		PID: info.PID, CPUs: info.CPUs,
+		PID: info.PID, CPUs: info.CPUs, PhysBits: info.PhysBits,
 	}
 }
 
