@@ -27,6 +27,35 @@ func Entering(m *machine.Machine, c *machine.CPU) (mem.Phys, bool) {
 	return 0, false
 }
 
+// EntryPoints are the instructions with which the hypervisor in m, one of whose CPUs is c,
+// enters its guests; code is its memory, and behind is the EntryPC of one of its CPUs.
+func EntryPoints(m *machine.Machine, c *machine.CPU, code mem.VirtReader, behind uint64) []uint64 {
+	if tech := entersBy(m, c); tech != nil {
+		return tech.entries(code, behind)
+	}
+	return nil
+}
+
+// AfterEntry is where the CPU c of m, at an instruction before next that enters a guest, can
+// come to when that is over.
+func AfterEntry(m *machine.Machine, c *machine.CPU, next uint64) []uint64 {
+	if tech := entersBy(m, c); tech != nil {
+		return tech.afterEntry(c, next)
+	}
+	return []uint64{next}
+}
+
+// entersBy is the technology by which a CPU enters guests: the one that says of a last
+// entry, or else the last in the table, of which a CPU that hosts may say nothing.
+func entersBy(m *machine.Machine, c *machine.CPU) (by technology) {
+	for _, by = range technologies[m.Arch.Name] {
+		if _, ok := by.lastUsed(c.Regs); ok {
+			break
+		}
+	}
+	return by
+}
+
 // Land says where the parked CPU c of the nested machine m will continue.
 func Land(m *machine.Machine, c *machine.CPU) (Landing, error) {
 	host, at := ExecutedBy(m, c)

@@ -54,6 +54,12 @@ type technology interface {
 	// entering returns the control block that the entry instruction at the CPU's
 	// program counter would enter.
 	entering(cpu *arch.Registers) (control mem.Phys, ok bool)
+	// entries are the entry instructions of a hypervisor of which code reads the memory:
+	// its exits have been to the address behind.
+	entries(code mem.VirtReader, behind uint64) []uint64
+	// afterEntry is where the CPU, at an entry instruction before next, can come to when
+	// that is over.
+	afterEntry(c *machine.CPU, next uint64) []uint64
 	// land says where the guest CPU continues after the next entry with this
 	// control block.
 	land(m *machine.Machine, c *machine.CPU, page []byte) (Landing, error)

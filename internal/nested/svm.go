@@ -1,6 +1,7 @@
 package nested
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 
@@ -176,6 +177,19 @@ func (svmTechnology) entering(cpu *arch.Registers) (mem.Phys, bool) {
 	at, ok := cpu.Get("rax")
 	return mem.Phys(at), ok
 }
+
+// entries: VMRUN goes on behind itself.
+func (svmTechnology) entries(code mem.VirtReader, behind uint64) []uint64 {
+	vmrun := []byte{0x0f, 0x01, 0xd8}
+	at := behind - uint64(len(vmrun))
+	b := make([]byte, len(vmrun))
+	if _, err := code.ReadVirt(b, mem.Virt(at)); err != nil || !bytes.Equal(b, vmrun) {
+		return nil
+	}
+	return []uint64{at}
+}
+
+func (svmTechnology) afterEntry(_ *machine.CPU, next uint64) []uint64 { return []uint64{next} }
 
 // delivering uses what QEMU's emulation leaves of EVENTINJ: delivery clears the
 // valid bit only, and the exit clears the rest. The guest's own exceptions are

@@ -131,6 +131,43 @@ func (vmxTechnology) keep(cpu *arch.Registers, at mem.Phys, page []byte) {
 // "VMLAUNCH/VMRESUME").
 func (t vmxTechnology) entering(cpu *arch.Registers) (mem.Phys, bool) { return t.lastUsed(cpu) }
 
+// entryReach is how far from its exit handler a hypervisor's entry instructions are looked
+// for, in bytes, a figure of ours: all are in a few lines of assembler, as in Linux 6.1
+// arch/x86/kvm/vmx/vmenter.S:__vmx_vcpu_run.
+const entryReach = 4096
+
+// entries: an exit goes to HOST_RIP, which may be anywhere. Of VMLAUNCH and VMRESUME, of
+// which a hypervisor uses the one or the other by the launch state, the closest each.
+func (vmxTechnology) entries(code mem.VirtReader, behind uint64) (out []uint64) {
+	found := make(map[byte]bool)
+	for i := range uint64(2 * entryReach) {
+		at := behind - i/2 - 1
+		if i%2 != 0 {
+			at = behind + i/2
+		}
+		var b [3]byte
+		if _, err := code.ReadVirt(b[:], mem.Virt(at)); err != nil || b[0] != 0x0f || b[1] != 1 || b[2] != 0xc2 && b[2] != 0xc3 {
+			continue // what lies beside the handler need not be mapped
+		}
+		if !found[b[2]] {
+			found[b[2]] = true
+			out = append(out, at)
+		}
+		if len(found) == 2 {
+			break
+		}
+	}
+	return out
+}
+
+// afterEntry: behind the instruction if the entry fails at once, else where an exit goes.
+func (vmxTechnology) afterEntry(c *machine.CPU, next uint64) []uint64 {
+	if c.EntryPC == 0 || c.EntryPC == next {
+		return []uint64{next}
+	}
+	return []uint64{next, c.EntryPC}
+}
+
 // delivering: a processor clears the valid bit of an injected event at the next exit,
 // not when the event is delivered; nothing depends on it, since VMX is not emulated by
 // what loses guests that are stopped meanwhile (svm.go).

@@ -22,9 +22,9 @@ const (
 	signalTrap      = 5
 )
 
-// goal is a place the debugger itself wants a CPU to reach.
+// goal is a place the debugger itself wants a CPU to reach, or one of several.
 type goal struct {
-	trap    Trap
+	places  []uint64
 	reached func(m *machine.Machine, c *machine.CPU) bool
 }
 
@@ -45,16 +45,19 @@ func (d *Debugger) Continue(ctx context.Context) (*Stop, error) {
 // Foreign hits are stepped over unseen.
 func (d *Debugger) run(ctx context.Context, g *goal) (*Stop, error) {
 	if g != nil {
-		had := d.traps.installed[g.trap]
-		if err := d.traps.install(ctx, d.stub, g.trap); err != nil {
-			return nil, err
-		}
-		if !had {
-			defer func() { // the next sync would do it too, but a stop shows the table clean
-				if d.stub.ClearTrap(ctx, g.trap) == nil {
-					delete(d.traps.installed, g.trap)
-				}
-			}()
+		for _, at := range g.places {
+			trap := Trap{Kind: TrapSoftware, Addr: at, Size: 1}
+			had := d.traps.installed[trap]
+			if err := d.traps.install(ctx, d.stub, trap); err != nil {
+				return nil, err
+			}
+			if !had {
+				defer func() { // the next sync would do it too, but a stop shows the table clean
+					if d.stub.ClearTrap(ctx, trap) == nil {
+						delete(d.traps.installed, trap)
+					}
+				}()
+			}
 		}
 	}
 	for {

@@ -12,6 +12,7 @@ import (
 	"nestdbg/internal/mem"
 	"nestdbg/internal/nested/nestedtest"
 	"nestdbg/internal/session"
+	"nestdbg/internal/vmx/vmxtest"
 )
 
 const (
@@ -47,6 +48,7 @@ type sim struct {
 
 type simCPU struct {
 	guest  *nestedtest.VCPU // the one it enters, nil if it never does
+	ept    *eptCPU          // the one that it enters by VMX instead, or nil
 	inside bool
 	pc, gp uint64 // in L1, in the guest
 	halted bool
@@ -70,8 +72,64 @@ func newSim(cpus int) *sim {
 	return s
 }
 
+// Of a hypervisor with VMX: VMLAUNCH is at enter, and exits go elsewhere.
+const (
+	resumes = enter + 8 // VMRESUME
+	handler = text + 0x180
+)
+
+// eptCPU is a guest's CPU under VMX.
+type eptCPU struct {
+	*nestedtest.Guest
+	control  mem.Phys
+	page     []byte // what a processor has of the VMCS there
+	launched bool
+	refused  bool // its next entry fails at once
+}
+
+// newVMXSim is newSim with one CPU and VMX.
+func newVMXSim() *sim {
+	s := &sim{w: nestedtest.New(), traps: map[session.Trap]bool{}, failAt: -1, gone: errInjected,
+		jumps: map[string]map[uint64]uint64{"l1": {text + 0x210: enter, handler + 4: resumes}, "vm": {text + 0x3f: text + 0x20}},
+		exits: map[uint64]int{}}
+	s.w.RAM.Put(s.w.TextPhys(enter), []byte{0x0f, 0x01, 0xc2})
+	s.w.RAM.Put(s.w.TextPhys(resumes), []byte{0x0f, 0x01, 0xc3})
+	s.w.RAM.Put(s.w.TextPhys(text+0x3000), []byte{0x0f, 0x01, 0xc3}) // not this hypervisor's
+	e := &eptCPU{Guest: s.w.EPTGuest(), control: s.w.Take()}
+	s.cpus = []*simCPU{{ept: e, pc: text + 0x200, gp: text + 0x20}}
+	e.park(text + 0x20)
+	return s
+}
+
+func (e *eptCPU) park(pc uint64) {
+	e.page = e.VMCS(vmxtest.KVM, pc, handler, nil)
+}
+
+// enters reports whether a CPU is at the instruction that enters its guest.
+func (c *simCPU) enters() bool {
+	if c.ept == nil {
+		return c.pc == enter
+	}
+	return c.pc == enter && !c.ept.launched || c.pc == resumes && c.ept.launched
+}
+
+// leaves puts a CPU behind its guest's exit.
+func (c *simCPU) leaves() {
+	c.inside, c.pc = false, after
+	if c.ept == nil {
+		c.guest.Park(c.gp, stack, nil)
+	} else {
+		c.ept.park(c.gp)
+		c.pc = handler
+	}
+}
+
 // enterGuest puts a CPU into its guest.
 func (s *sim) enterGuest(cpu int) {
+	if e := s.cpus[cpu].ept; e != nil {
+		s.cpus[cpu].inside, e.launched = true, true
+		return
+	}
 	s.w.Save(cpu, s.cpus[cpu].guest, after, stack)
 	s.cpus[cpu].inside = true
 }
@@ -95,12 +153,13 @@ func (s *sim) execute(i int) {
 	c := s.cpus[i]
 	c.done++
 	switch next, jump := s.jumps[c.layer()][c.at()]; {
-	case !c.inside && c.pc == enter:
+	case !c.inside && c.enters() && c.ept != nil && c.ept.refused:
+		c.pc += 3
+	case !c.inside && c.enters():
 		s.enterGuest(i)
 	case c.inside && s.exits[c.gp] != 0:
 		s.exits[c.gp]--
-		c.guest.Park(c.gp, stack, nil)
-		c.inside, c.pc = false, after
+		c.leaves()
 	case jump && c.inside:
 		c.gp = next
 	case jump:
@@ -120,6 +179,10 @@ func (s *sim) Running(context.Context) (bool, error) { return s.running, nil }
 func (s *sim) CPUs(context.Context) ([]*arch.Registers, error) {
 	var out []*arch.Registers
 	for i, c := range s.cpus {
+		if c.ept != nil {
+			out = append(out, c.ept.UnderVMX(c.inside, c.ept.control, c.ept.page, c.at()))
+			continue
+		}
 		r := s.w.Host(i, c.pc, stack)
 		if c.inside {
 			r = c.guest.Running(i, c.gp, stack)

@@ -91,7 +91,7 @@ func (s *stepper) advance(ctx context.Context, m *machine.Machine, c *machine.CP
 		if !ok {
 			return nil, false, fmt.Errorf("step: where %s CPU %d will continue is not known", m.Name, c.Index)
 		}
-		stop, err = s.runTo(ctx, pc, nil)
+		stop, err = s.runTo(ctx, nil, pc)
 		return stop, stop == nil && err == nil, err
 	}
 	pc, ok := c.Regs.PC()
@@ -108,11 +108,11 @@ func (s *stepper) advance(ctx context.Context, m *machine.Machine, c *machine.CP
 		if !ok {
 			return nil, false, fmt.Errorf("step: stack pointer of %s CPU %d is not known", m.Name, c.Index)
 		}
-		stop, err = s.runTo(ctx, pc, &sp)
+		stop, err = s.runTo(ctx, &sp, pc)
 		return stop, stop == nil && err == nil, err
 	}
 	if size, ok := s.entersGuest(m, c, pc); ok {
-		stop, err = s.runTo(ctx, pc+uint64(size), nil)
+		stop, err = s.runTo(ctx, nil, nested.AfterEntry(m, c, pc+uint64(size))...)
 		return stop, stop == nil && err == nil, err
 	}
 	return s.single(ctx, m, c)
@@ -161,13 +161,13 @@ func (s *stepper) single(ctx context.Context, m *machine.Machine, c *machine.CPU
 // costs its guest the time in which its timer fires again.
 func (s *stepper) awaitEntry(ctx context.Context, m *machine.Machine, c *machine.CPU) (*Stop, bool, error) {
 	host, control := nested.ExecutedBy(m, c)
-	entry, err := s.entryPoint(host)
+	entries, err := s.entryPoints(host)
 	if err != nil {
 		return nil, false, err
 	}
 	handed := false
-	stop, err := s.d.run(ctx, &goal{trap: Trap{Kind: TrapSoftware, Addr: entry, Size: 1}, reached: func(hm *machine.Machine, hc *machine.CPU) bool {
-		if pc, ok := hc.Regs.PC(); hm.Name != host.Name || !ok || pc != entry {
+	stop, err := s.d.run(ctx, &goal{places: entries, reached: func(hm *machine.Machine, hc *machine.CPU) bool {
+		if pc, ok := hc.Regs.PC(); hm.Name != host.Name || !ok || !slices.Contains(entries, pc) {
 			return false
 		}
 		if m, c, err := s.find(); err == nil {
@@ -188,7 +188,7 @@ func (s *stepper) awaitEntry(ctx context.Context, m *machine.Machine, c *machine
 	if err != nil {
 		return nil, false, fmt.Errorf("step: %w", err)
 	}
-	stop, err = s.runTo(ctx, landing.PC, landing.SP)
+	stop, err = s.runTo(ctx, landing.SP, landing.PC)
 	if stop != nil || err != nil {
 		return stop, false, err
 	}
@@ -201,18 +201,18 @@ func (s *stepper) awaitEntry(ctx context.Context, m *machine.Machine, c *machine
 	return nil, landing.PC != s.from, nil
 }
 
-// runTo runs until this CPU executes at pc in its layer, with the given stack
-// pointer if sp is not nil: then an interrupt handler that happens to pass
+// runTo runs until this CPU executes at one of these places in its layer, with the
+// given stack pointer if sp is not nil: then an interrupt handler that happens to pass
 // there is not taken for the return from it.
-func (s *stepper) runTo(ctx context.Context, pc uint64, sp *uint64) (*Stop, error) {
+func (s *stepper) runTo(ctx context.Context, sp *uint64, places ...uint64) (*Stop, error) {
 	return s.d.run(ctx, &goal{
-		trap: Trap{Kind: TrapSoftware, Addr: pc, Size: 1},
+		places: places,
 		reached: func(m *machine.Machine, c *machine.CPU) bool {
 			if m.Name != s.name || c.Index != s.index {
 				return false
 			}
 			at, ok := c.Regs.PC()
-			if !ok || at != pc {
+			if !ok || !slices.Contains(places, at) {
 				return false
 			}
 			now, ok := c.Regs.SP()
@@ -221,25 +221,21 @@ func (s *stepper) runTo(ctx context.Context, pc uint64, sp *uint64) (*Stop, erro
 	})
 }
 
-// entryPoint is the instruction with which a hypervisor enters its guests, from
+// entryPoints are the instructions with which a hypervisor enters its guests, from
 // the state that it saved at its last entries.
-func (s *stepper) entryPoint(parent *machine.Machine) (uint64, error) {
+func (s *stepper) entryPoints(parent *machine.Machine) ([]uint64, error) {
 	for _, c := range parent.CPUs {
 		v, err := s.d.VirtMemory(parent, c)
 		if err != nil {
 			continue
 		}
 		for behind := range s.d.entries[parent.Name] {
-			for _, insn := range parent.Arch.GuestEntry {
-				at := behind - uint64(len(insn))
-				code := make([]byte, len(insn))
-				if _, err := v.ReadVirt(code, mem.Virt(at)); err == nil && slices.Equal(code, insn) {
-					return at, nil
-				}
+			if at := nested.EntryPoints(parent, c, v, behind); len(at) > 0 {
+				return at, nil
 			}
 		}
 	}
-	return 0, fmt.Errorf("step: where %s enters its guests is not known", parent.Name)
+	return nil, fmt.Errorf("step: where %s enters its guests is not known", parent.Name)
 }
 
 // entersGuest reports whether the CPU's next instruction enters a nested guest,

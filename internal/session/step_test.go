@@ -59,6 +59,53 @@ func TestStep(t *testing.T) {
 	}
 }
 
+// Under VMX an exit goes to an address that need not be behind an entry instruction, of
+// which there are two.
+func TestStepVMX(t *testing.T) {
+	for name, c := range map[string]struct {
+		prepare func(s *sim)
+		machine string
+		want    []string
+	}{
+		"in a guest": {
+			func(s *sim) { s.enterGuest(0) }, "vm0", []string{"vm0.0 signal 5 at +0x21", "vm0.0 signal 5 at +0x22"},
+		},
+		"through an exit": {
+			func(s *sim) { s.enterGuest(0); s.exits[text+0x21] = 1 }, "vm0",
+			[]string{"vm0.0 signal 5 at +0x21", "vm0.0 signal 5 at +0x22", "vm0.0 signal 5 at +0x23"},
+		},
+		"through several exits": {
+			func(s *sim) { s.enterGuest(0); s.exits[text+0x20] = 5 }, "vm0", []string{"vm0.0 signal 5 at +0x21"},
+		},
+		"a parked CPU that was never launched": {func(*sim) {}, "vm0", []string{"vm0.0 signal 5 at +0x21"}},
+		"a parked CPU": {
+			func(s *sim) { s.cpus[0].pc, s.cpus[0].ept.launched = handler, true }, "vm0", []string{"vm0.0 signal 5 at +0x21"},
+		},
+		"a hypervisor whose guest runs": {
+			func(s *sim) { s.enterGuest(0); s.exits[text+0x28] = 1 }, "l1",
+			[]string{"l1.0 signal 5 at +0x180", "l1.0 signal 5 at +0x181"},
+		},
+		"over VMLAUNCH": {func(s *sim) { s.cpus[0].pc = enter; s.exits[text+0x28] = 1 }, "l1", []string{"l1.0 signal 5 at +0x180"}},
+		"over VMRESUME": {
+			func(s *sim) { s.cpus[0].pc, s.cpus[0].ept.launched = resumes, true; s.exits[text+0x28] = 1 }, "l1",
+			[]string{"l1.0 signal 5 at +0x180"},
+		},
+		"over an entry that fails": {
+			func(s *sim) { s.cpus[0].pc, s.cpus[0].ept.refused = enter, true }, "l1",
+			[]string{"l1.0 signal 5 at +0x103", "l1.0 signal 5 at +0x104"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newVMXSim()
+			c.prepare(s)
+			d := s.take(t)
+			for _, want := range c.want {
+				stepOnce(t, s, d, c.machine, 0, want)
+			}
+		})
+	}
+}
+
 // A halted CPU is woken by an interrupt, whose handler passes the place behind
 // the HLT with another stack pointer; here it just wakes up.
 func TestStepOfAHaltedCPU(t *testing.T) {
