@@ -14,9 +14,11 @@ func (a *app) auditCommand() *cobra.Command {
 		Use: "audit", Short: "Who reaches what: memory that machines share, hypervisors' own pages in reach of guests",
 		Long: `Follows the second stages of all machines, as a processor does, and says which memory two
 of them reach; which pages of a hypervisor a machine inside it reaches that should be
-the hypervisor's alone (page tables, VMCB or VMCS with its permission maps, host save
-areas, tables of second stages, its kernel or what --symbols says is loaded in it), and
-how; and what a machine may both write and execute. Addresses are physical.`,
+the hypervisor's alone (page tables, VMCB or VMCS and what its controls make a processor
+use, host save areas, tables of second stages, its kernel or what --symbols says is
+loaded in it), and how; and what a machine may both write and execute. It is what second
+stages map now: of a guest of KVM, the pages that it has touched. Addresses are
+physical.`,
 		Example: "  nestdbg audit\n  nestdbg audit --json --limit 0",
 		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {

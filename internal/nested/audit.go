@@ -160,10 +160,20 @@ func inside(m, of *machine.Machine) bool {
 	return false
 }
 
-// parted is a technology that knows what else belongs to a control block: bitmaps that
-// say what the guest may do.
+// parted is a technology that knows what else belongs to a control block: what a guest may
+// do, what it did, what an entry or an exit loads.
 type parted interface {
 	parts(page []byte) []Critical
+}
+
+// critical is a structure of a control block; one that would end beyond all addresses ends
+// there.
+func critical(what string, at mem.Phys, size uint64) Critical {
+	last := uint64(at) + size - 1
+	if last < uint64(at) {
+		last = ^uint64(0)
+	}
+	return Critical{mem.Range{First: uint64(at), Last: last}, what}
 }
 
 // critical is what the hypervisor of a machine must keep to itself, as far as it is known.

@@ -14,6 +14,7 @@ import (
 	"nestdbg/internal/nested/nestedtest"
 	"nestdbg/internal/paging"
 	"nestdbg/internal/paging/pagingtest"
+	"nestdbg/internal/svm/svmtest"
 )
 
 // built is a machine whose second stage a test builds.
@@ -152,6 +153,36 @@ func TestAuditCritical(t *testing.T) {
 			if !slices.Equal(got, want) {
 				t.Errorf("%s: %q, want %q; problems %q", state, got, want, audit.Problems)
 			}
+		}
+	}
+}
+
+// The permission maps are the hypervisor's where they are in use, and so is what a virtual
+// interrupt controller is made of.
+func TestAuditParts(t *testing.T) {
+	const avic = 1<<31 | 0x03000200
+	for _, c := range []struct {
+		values svmtest.Values
+		want   []string
+	}{
+		{svmtest.Values{"IOPM": 0x15a000, "MSRPM": 0x1000000}, []string{"I/O permission map of vm0 CPU 0"}},
+		{svmtest.Values{"IOPM": 0x158000, "MSRPM": 0x159000}, []string{"I/O permission map of vm0 CPU 0", "MSR permission map of vm0 CPU 0"}},
+		{svmtest.Values{"IOPM": 0x15a000, "MSRPM": 0x15a000, "intercepts 3": 0xa54c8027}, nil},
+		{svmtest.Values{"AVIC backing page": 0x15a000}, nil},
+		{svmtest.Values{"AVIC backing page": 0x15a000, "V_INTR": avic}, []string{"AVIC backing page of vm0 CPU 0"}},
+		{svmtest.Values{"AVIC logical table": 0x15a000, "V_INTR": avic}, []string{"AVIC logical table of vm0 CPU 0"}},
+		{svmtest.Values{"AVIC physical table": 0x15a0ff, "V_INTR": avic}, []string{"AVIC physical table of vm0 CPU 0"}},
+	} {
+		w := nestedtest.New()
+		v := w.Guest().CPU(text, stack)
+		v.Park(text, stack, c.values)
+		v.Guest.NPT.Map(0x10_0000, 0x15a000, 4096, rw)
+		var got []string
+		for _, e := range nested.NewAudit(new(nested.Finder).Build(w.Machine(w.Host(0, text+0x200, stack)), scan), nil).Exposed {
+			got = append(got, e.What)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%#x: %q, want %q", c.values, got, c.want)
 		}
 	}
 }

@@ -27,16 +27,14 @@ func (svmTechnology) hostSave(page []byte) (mem.Phys, *arch.Registers, bool) {
 	return control, regs, err == nil
 }
 
-// parts implements parted: the permission maps, which say what the guest may do without
-// its hypervisor (AMD APM Vol. 2, "I/O Permissions Map" and "MSR Permissions Map").
-func (svmTechnology) parts(page []byte) []Critical {
+// parts implements parted.
+func (svmTechnology) parts(page []byte) (out []Critical) {
 	vmcb, err := svm.Parse(page)
 	if err != nil {
 		return nil
 	}
-	part := func(what string, at mem.Phys, size uint64) Critical {
-		first := uint64(at) &^ (pageSize - 1)
-		return Critical{mem.Range{First: first, Last: first + size - 1}, what}
+	for _, s := range vmcb.Structures() {
+		out = append(out, critical(s.What, s.At, s.Size))
 	}
-	return []Critical{part("I/O permission map", vmcb.IOPM(), 12<<10), part("MSR permission map", vmcb.MSRPM(), 8<<10)}
+	return out
 }

@@ -1,7 +1,7 @@
 package nested_test
 
 import (
-	"slices"
+	"strings"
 	"testing"
 
 	"nestdbg/internal/mem"
@@ -47,24 +47,48 @@ func TestStuckInEPT(t *testing.T) {
 	}
 }
 
-// The VMCS, its bitmaps and the tables of EPT are the hypervisor's alone.
+// The VMCS, what its controls make the processor use, and the tables of EPT are the
+// hypervisor's alone; what no control turns on is not, and neither is what a guest is meant
+// to reach.
 func TestAuditVMX(t *testing.T) {
-	const bitmap = mem.Phys(0x153000)
-	for what, page := range map[string]func(at mem.Phys, root mem.Phys) mem.Phys{
-		"VMCS of vm0 CPU 0":               func(at, _ mem.Phys) mem.Phys { return at },
-		"MSR bitmaps of vm0 CPU 0":        func(_, _ mem.Phys) mem.Phys { return bitmap },
-		"root of the second stage of vm0": func(_, root mem.Phys) mem.Phys { return root },
+	const primary, second, at = 0xb5a06dfa, 0x10ee, mem.Phys(0x153000)
+	for what, c := range map[string]struct {
+		values vmxtest.Values
+		page   mem.Phys // at by default
+	}{
+		"VMCS of vm0 CPU 0":               {page: 1},
+		"root of the second stage of vm0": {page: 2},
+		"MSR bitmaps of vm0 CPU 0":        {values: vmxtest.Values{"MSR bitmaps": uint64(at)}},
+		"I/O bitmap B of vm0 CPU 0":       {values: vmxtest.Values{"I/O bitmap B": uint64(at), "primary controls": primary | 1<<25}},
+		"virtual-APIC of vm0 CPU 0":       {values: vmxtest.Values{"virtual-APIC address": uint64(at)}},
+		"PML of vm0 CPU 0":                {values: vmxtest.Values{"PML address": uint64(at), "secondary controls": second | 1<<17}},
+		"VMREAD-bitmap of vm0 CPU 0":      {values: vmxtest.Values{"VMREAD-bitmap address": uint64(at), "secondary controls": second | 1<<14}},
+		"EPTP-list of vm0 CPU 0":          {values: vmxtest.Values{"EPTP-list address": uint64(at), "VM-function controls": 1, "secondary controls": second | 1<<13}},
+		"VM-exit MSR-load of vm0 CPU 0":   {values: vmxtest.Values{"VM-exit MSR-load address": uint64(at) + 0x20, "VM-exit MSR-load count": 3}},
+		"VM-entry MSR-load of vm0 CPU 0":  {values: vmxtest.Values{"VM-entry MSR-load address": uint64(at) - 0xff0, "VM-entry MSR-load count": 256}},
+		"VM-exit MSR-store of vm0 CPU 0":  {values: vmxtest.Values{"VM-exit MSR-store address": uint64(at), "VM-exit MSR-store count": 1}},
+		"shadow VMCS of vm0 CPU 0":        {values: vmxtest.Values{"VMCS link pointer": uint64(at), "secondary controls": second | 1<<14}},
+		"posted-interrupt descriptor of vm0 CPU 0": {values: vmxtest.Values{"posted-interrupt descriptor address": uint64(at) + 0x40, "pin-based controls": 0xff,
+			"secondary controls": second | 1<<9, "VM-exit controls": 0x2befff}},
+		"": {values: vmxtest.Values{"APIC-access address": uint64(at), "secondary controls": second | 1, "PML address": uint64(at),
+			"VMREAD-bitmap address": uint64(at), "EPTP-list address": uint64(at), "VM-exit MSR-load address": uint64(at), "VM-function controls": 1}},
 	} {
 		w, g := vmxWorld()
-		at := w.Take()
-		w.RAM.Put(at, g.VMCS(vmxtest.Bochs, text+0x10, exitHandler, vmxtest.Values{"MSR bitmaps": uint64(bitmap)}))
-		g.NPT.Map(0x10_0000, page(at, g.NPT.Root()), 4096, rw)
-		audit := nested.NewAudit(new(nested.Finder).Build(w.Machine(w.Host(0, text+0x200, 0)), scan), nil)
+		control := w.Take()
+		w.RAM.Put(control, g.VMCS(vmxtest.KVM, text+0x10, exitHandler, c.values))
+		page := map[mem.Phys]mem.Phys{0: at, 1: control, 2: g.NPT.Root()}[c.page]
+		g.NPT.Map(0x10_0000, page, 4096, rw)
+		tower := new(nested.Finder).Build(w.Machine(w.Host(0, text+0x200, 0)), scan)
+		if len(tower.Machines) != 2 {
+			t.Errorf("%q: %s", what, outline(tower))
+			continue
+		}
+		audit := nested.NewAudit(tower, nil)
 		var got []string
 		for _, e := range audit.Exposed {
 			got = append(got, e.What)
 		}
-		if !slices.Equal(got, []string{what}) {
+		if strings.Join(got, ", ") != what {
 			t.Errorf("%q, want %q; problems %q", got, what, audit.Problems)
 		}
 	}

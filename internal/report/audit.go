@@ -203,7 +203,7 @@ func (r *Audit) Text(w io.Writer) {
 		more(w, x.Count-len(x.Ranges))
 	}
 	if len(r.Shared) == 0 && len(r.Exposed) == 0 {
-		fmt.Fprintln(w, "\nno two machines share memory, and none reaches what is its hypervisor's alone, as far as that is known")
+		fmt.Fprintln(w, "\nno two machines share memory, and none reaches what is its hypervisor's alone, as far as that is known and by what second stages map now")
 	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "not sure: %s\n", p)

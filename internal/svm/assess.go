@@ -9,7 +9,9 @@ import (
 
 // Bits of the fields that recognition looks at (APM Vol. 2).
 const (
-	interceptVMRUN = 1 << 0 // of offset 0x010
+	interceptVMRUN = 1 << 0  // of offset 0x010
+	interceptIO    = 1 << 27 // of offset 0x00c
+	interceptMSR   = 1 << 28
 
 	npEnable    = 1 << 0 // of NP_ENABLE
 	sevEnable   = 1 << 1

@@ -49,6 +49,7 @@ func (v *VMCB) Fields() []Value {
 // Offsets that the code uses. The table below has all of them again by name; a
 // test keeps the two together.
 const (
+	offIntercept3 = 0x00c
 	offIntercept4 = 0x010 // bit 0: VMRUN
 	offReserved   = 0x018 // 36 bytes up to 0x3b
 	offIOPM       = 0x040
@@ -62,6 +63,10 @@ const (
 	offNPEnable   = 0x090
 	offEventInj   = 0x0a8
 	offNCR3       = 0x0b0
+
+	offAVICBacking  = 0x0e0
+	offAVICLogical  = 0x0f0
+	offAVICPhysical = 0x0f8
 
 	saveArea        = 0x400
 	offES           = saveArea + 0x000

@@ -22,7 +22,8 @@ func TestFieldTable(t *testing.T) {
 		end = f.Offset + f.Size
 	}
 	for name, at := range map[string]int{
-		"INTERCEPT_WORD4": offIntercept4, "IOPM_BASE_PA": offIOPM, "MSRPM_BASE_PA": offMSRPM, "GUEST_ASID": offASID,
+		"AVIC_APIC_BACKING_PAGE": offAVICBacking, "AVIC_LOGICAL_TABLE": offAVICLogical, "AVIC_PHYSICAL_TABLE": offAVICPhysical,
+		"INTERCEPT_WORD3": offIntercept3, "INTERCEPT_WORD4": offIntercept4, "IOPM_BASE_PA": offIOPM, "MSRPM_BASE_PA": offMSRPM, "GUEST_ASID": offASID,
 		"TLB_CONTROL": offTLBControl, "V_INTR": offVIntr, "EXITCODE": offExitCode, "EXITINFO1": offExitInfo1,
 		"EXITINFO2": offExitInfo2, "NP_ENABLE": offNPEnable, "EVENTINJ": offEventInj, "N_CR3": offNCR3,
 		"ES.selector": offES, "CS.selector": offCS, "SS.selector": offSS, "DS.selector": offDS, "FS.selector": offFS,

@@ -36,6 +36,7 @@ var vmsaveSlots = []slot{
 const (
 	vTPR         = 0xf
 	vIntrMasking = 1 << 24
+	vAVIC        = 1 << 31
 )
 
 // Registers returns the guest's state as far as a VMCB has it; see VMCB for how

@@ -131,27 +131,19 @@ func validEPT(p uint64) bool {
 // addresses: the structures that controls point to.
 func (c *checker) addresses() {
 	v := c.v
-	pin, primary, second := v.get(PinControls), v.get(PrimaryControls), v.second()
-	for _, a := range []struct {
-		on    bool
-		field Field
-		align uint64
-	}{
-		{primary&primaryIOBitmaps != 0, IOBitmapA, PageSize}, {primary&primaryIOBitmaps != 0, IOBitmapB, PageSize},
-		{primary&primaryMSRBitmaps != 0, MSRBitmaps, PageSize}, {primary&primaryTPRShadow != 0, VirtualAPIC, PageSize},
-		{second&secondAPICAccess != 0, APICAccess, PageSize}, {pin&pinPosted != 0, PostedDesc, 64},
-		{second&secondPML != 0, PMLAddress, PageSize}, {second&secondShadowing != 0, VMREADBitmap, PageSize},
-		{second&secondShadowing != 0, VMWRITEBitmap, PageSize}, {v.get(ExitStoreCount) != 0, ExitStoreAddr, 16},
-		{v.get(ExitLoadCount) != 0, ExitLoadAddr, 16}, {v.get(EntryLoadCount) != 0, EntryLoadAddr, 16},
-	} {
-		if a.on {
-			at := v.get(a.field)
-			c.must(at%a.align == 0 && at&^uint64(physMask) == 0,
-				fmt.Sprintf("%v is a physical address, aligned to %d bytes", a.field, a.align),
-				fmt.Sprintf("%v beyond physical memory or not aligned to %d bytes", a.field, a.align), a.field)
+	for _, s := range v.structures() {
+		at := v.get(s.field)
+		c.must(at%s.align == 0 && at&^uint64(physMask) == 0,
+			fmt.Sprintf("%v is a physical address, aligned to %d bytes", s.field, s.align),
+			fmt.Sprintf("%v beyond physical memory or not aligned to %d bytes", s.field, s.align), s.field)
+		if s.count != 0 {
+			last := at + s.size - 1
+			c.must(last >= at && last&^uint64(physMask) == 0,
+				fmt.Sprintf("%v ends at a physical address", s.field),
+				fmt.Sprintf("%v: the area ends beyond physical memory", s.field), s.field, s.count)
 		}
 	}
-	c.must(pin&pinPosted == 0 || v.get(PostedVector) < 256,
+	c.must(v.get(PinControls)&pinPosted == 0 || v.get(PostedVector) < 256,
 		"posted-interrupt notification vector has 8 bits",
 		"posted-interrupt notification vector: a bit above 7 set", PostedVector)
 }

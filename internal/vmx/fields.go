@@ -78,9 +78,12 @@ const (
 	VirtualAPIC     Field = 0x2012
 	APICAccess      Field = 0x2014
 	PostedDesc      Field = 0x2016
+	VMFunctions     Field = 0x2018
 	EPTPointer      Field = 0x201a
+	EPTPList        Field = 0x2024
 	VMREADBitmap    Field = 0x2026
 	VMWRITEBitmap   Field = 0x2028
+	SubPageTable    Field = 0x2030
 	GuestPhysical   Field = 0x2400
 	LinkPointer     Field = 0x2800
 	GuestDebugCtl   Field = 0x2802

@@ -28,9 +28,13 @@ const (
 	secondUnrestricted = 1 << 7
 	secondAPICRegs     = 1 << 8
 	secondDelivery     = 1 << 9
+	secondFunctions    = 1 << 13
 	secondShadowing    = 1 << 14
 	secondPML          = 1 << 17
 	secondModeBased    = 1 << 22
+	secondSubPage      = 1 << 23
+
+	functionEPTP = 1 << 0 // of the VM-function controls: EPTP switching
 
 	exitSaveDebug = 1 << 2
 	exitHost64    = 1 << 9

@@ -14,6 +14,7 @@ var places = map[string]place{
 	"IOPM": {0x040, 8}, "MSRPM": {0x048, 8}, "TSC offset": {0x050, 8}, "ASID": {0x058, 4}, "TLB": {0x05c, 1},
 	"V_INTR": {0x060, 4}, "EXITCODE": {0x070, 8}, "EXITINFO1": {0x078, 8}, "EXITINFO2": {0x080, 8},
 	"NP_ENABLE": {0x090, 8}, "EVENTINJ": {0x0a8, 8}, "nCR3": {0x0b0, 8}, "nRIP": {0x0c8, 8},
+	"AVIC backing page": {0x0e0, 8}, "AVIC logical table": {0x0f0, 8}, "AVIC physical table": {0x0f8, 8},
 	"ES": {0x400, 2}, "CS": {0x410, 2}, "CS attrib": {0x412, 2}, "SS": {0x420, 2}, "SS attrib": {0x422, 2},
 	"DS": {0x430, 2}, "ES base": {0x408, 8}, "CS base": {0x418, 8}, "SS base": {0x428, 8}, "DS base": {0x438, 8},
 	"FS": {0x440, 2}, "FS base": {0x448, 8}, "GS": {0x450, 2}, "GS base": {0x458, 8},
