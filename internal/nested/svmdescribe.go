@@ -7,7 +7,7 @@ import (
 	"nestdbg/internal/svm"
 )
 
-func (t svmTechnology) describe(_ *machine.Machine, page []byte) (*Description, error) {
+func (t svmTechnology) describe(parent *machine.Machine, page []byte) (*Description, error) {
 	vmcb, err := svm.Parse(page)
 	if err != nil {
 		return nil, err
@@ -20,7 +20,7 @@ func (t svmTechnology) describe(_ *machine.Machine, page []byte) (*Description, 
 	for _, f := range vmcb.Fields() {
 		d.Fields = append(d.Fields, Field{Area: string(f.Area), Name: f.Name, At: uint64(f.Offset), Value: f.Bytes, Meaning: f.Meaning()})
 	}
-	for _, c := range vmcb.Checks() {
+	for _, c := range vmcb.Checks(parent.PhysBits) {
 		d.Checks = append(d.Checks, Check(c))
 	}
 	d.Fault = svmStageFault(vmcb)

@@ -277,7 +277,7 @@ func controlPage(m *machine.Machine, at mem.Phys) ([]byte, error) {
 	return page, nil
 }
 
-func (t vmxTechnology) describe(_ *machine.Machine, page []byte) (*Description, error) {
+func (t vmxTechnology) describe(parent *machine.Machine, page []byte) (*Description, error) {
 	a := vmx.Assess(page, nil)
 	if a.VMCS == nil {
 		return nil, fmt.Errorf("a VMCS has %d bytes, got %d", vmx.PageSize, len(page))
@@ -295,7 +295,7 @@ func (t vmxTechnology) describe(_ *machine.Machine, page []byte) (*Description, 
 		d.Fields = append(d.Fields, Field{Area: f.Field.Area().String(), Name: f.Field.String(), At: uint64(f.Field),
 			Value: slices.Clone(page[f.Offset : f.Offset+size]), Meaning: f.Field.Meaning(f.Value)})
 	}
-	for _, c := range v.Checks() {
+	for _, c := range v.Checks(vmx.Processor{PhysBits: parent.PhysBits, Memory: parent.Phys}) {
 		d.Checks = append(d.Checks, Check(c))
 	}
 	d.Notes = append(d.Notes, fmt.Sprintf("read by the layout of %s, revision %#x", v.Layout().Name, v.Revision()))

@@ -145,16 +145,24 @@ func TestChecks(t *testing.T) {
 		"N_CR3 is a physical address":                   {"nCR3": 1 << 52},
 		"the injected event is one that can be":         {"EVENTINJ": 1<<31 | 1<<8 | 0x20},
 		"G_PAT has memory types only":                   {"G_PAT": 0x0007040600070402},
+		"S_CET has no reserved bit":                     {"S_CET": 4},
 		"CR4.CET needs CR0.WP":                          {"CR4": 1<<23 | 0x711eb0, "CR0": 0x80040033},
 	} {
-		for _, c := range view(t, svmtest.VMCB(values)).Checks() {
+		for _, c := range view(t, svmtest.VMCB(values)).Checks(0) {
 			if c.OK == (c.Name == failing) || c.Seen == "" || c.Wrong == "" {
 				t.Errorf("with %v: %+v", values, c)
 			}
 		}
 	}
+	narrow := map[string]bool{}
+	for _, c := range view(t, svmtest.VMCB(svmtest.Values{"nCR3": 1 << 45, "CR3": 1 << 45, "IOPM": 1<<40 - 4096})).Checks(40) {
+		narrow[c.Name] = !c.OK
+	}
+	if !narrow["N_CR3 is a physical address"] || !narrow["CR3 has no reserved bit"] || !narrow["the I/O permission map has a physical address"] {
+		t.Errorf("with 40 bits: %v", narrow)
+	}
 	cdnw := view(t, svmtest.VMCB(svmtest.Values{"CR0": 3<<29 | 0x80050033, "NP_ENABLE": 0, "nCR3": 1 << 60}))
-	for _, c := range cdnw.Checks() {
+	for _, c := range cdnw.Checks(0) {
 		if !c.OK {
 			t.Errorf("%+v", c)
 		}

@@ -11,10 +11,14 @@ type Check struct {
 }
 
 // Checks applies the checks of VMRUN (APM Vol. 2, "Canonicalization and
-// Consistency Checks") as far as they can be made without the processor: its
-// physical address width is taken as the architecture's maximum of 52 bits, and
-// of its optional features all are taken to be there.
-func (v *VMCB) Checks() []Check {
+// Consistency Checks") as far as they can be made without the processor: of its
+// optional features all are taken to be there, and a physical address has physBits
+// bits, or the architecture's maximum of 52 if that is 0.
+func (v *VMCB) Checks(physBits uint) []Check {
+	phys := uint64(physMask)
+	if physBits > 0 && physBits < 52 {
+		phys = 1<<physBits - 1
+	}
 	efer, cr0, cr3, cr4 := v.u64(offEFER), v.u64(offCR0), v.u64(offCR3), v.u64(offCR4)
 	long := efer&eferLME != 0 && cr0&cr0PG != 0
 	cs := v.u16(offCS + segAttrib)
@@ -28,7 +32,7 @@ func (v *VMCB) Checks() []Check {
 		{"EFER has no undefined bit", "EFER has a reserved bit set", efer&^eferDefined == 0, seen("EFER", efer)},
 		{"CR0.NW is 0 unless CR0.CD is 1", "CR0.CD clear with NW set", cr0&cr0NW == 0 || cr0&cr0CD != 0, seen("CR0", cr0)},
 		{"CR0 has 32 bits", "CR0 has a bit above 31 set", cr0>>32 == 0, seen("CR0", cr0)},
-		{"CR3 has no reserved bit", "CR3 has a reserved bit set", efer&eferLMA == 0 || cr3&^physMask == 0, seen("CR3", cr3)},
+		{"CR3 has no reserved bit", "CR3 has a reserved bit set", efer&eferLMA == 0 || cr3&^phys == 0, seen("CR3", cr3)},
 		{"CR4 has no undefined bit", "CR4 has a reserved bit set", cr4&^cr4Defined == 0, seen("CR4", cr4)},
 		{"DR6 has 32 bits", "DR6 has a bit above 31 set", v.u64(offDR6)>>32 == 0, seen("DR6", v.u64(offDR6))},
 		{"DR7 has 32 bits", "DR7 has a bit above 31 set", v.u64(offDR7)>>32 == 0, seen("DR7", v.u64(offDR7))},
@@ -36,19 +40,23 @@ func (v *VMCB) Checks() []Check {
 		{"long mode with paging has CR0.PE", "EFER.LME and CR0.PG set with CR0.PE clear", !long || cr0&cr0PE != 0, modes},
 		{"CS.L and CS.D are not both 1 in long mode", "CS.L and CS.D both set in long mode", !long || cr4&cr4PAE == 0 || cs&csLD != csLD,
 			seen("CS.attrib", uint64(cs))},
-		{"the I/O permission map has a physical address", "I/O permission map beyond physical memory", extends(iopm, 12<<10), seen("IOPM_BASE_PA", iopm)},
-		{"the MSR permission map has a physical address", "MSR permission map beyond physical memory", extends(msrpm, 8<<10), seen("MSRPM_BASE_PA", msrpm)},
-		{"N_CR3 is a physical address", "N_CR3 has a reserved bit set", !v.NestedPaging() || v.NCR3()&^physMask == 0, seen("N_CR3", v.NCR3())},
+		{"the I/O permission map has a physical address", "I/O permission map beyond physical memory", extends(iopm, 12<<10, phys), seen("IOPM_BASE_PA", iopm)},
+		{"the MSR permission map has a physical address", "MSR permission map beyond physical memory", extends(msrpm, 8<<10, phys), seen("MSRPM_BASE_PA", msrpm)},
+		{"N_CR3 is a physical address", "N_CR3 has a reserved bit set", !v.NestedPaging() || v.NCR3()&^phys == 0, seen("N_CR3", v.NCR3())},
 		{"G_PAT has memory types only", "G_PAT has a reserved memory type", !v.NestedPaging() || patLegal(v.u64(offGPAT)),
 			seen("G_PAT", v.u64(offGPAT))},
 		{"CR4.CET needs CR0.WP", "CR4.CET set with CR0.WP clear", cr4&cr4CET == 0 || cr0&cr0WP != 0, modes},
+		{"S_CET has no reserved bit", "S_CET has a reserved bit set", v.u64(offSCET)&^cetDefined == 0, seen("S_CET", v.u64(offSCET))},
 		{"the injected event is one that can be", "illegal event injection", legalEvent(inj), seen("EVENTINJ", inj)},
 	}
 }
 
 // extends reports whether a permission map of size bytes ends within what addresses can
 // be; the processor ignores the lower 12 bits.
-func extends(at, size uint64) bool { return at&^physMask == 0 && at&^0xfff <= physMask+1-size }
+func extends(at, size, phys uint64) bool { return at&^phys == 0 && at&^0xfff <= phys+1-size }
+
+// cetDefined are SH_STK_EN and WR_SHSTK_EN (APM Vol. 2, "S_CET MSR").
+const cetDefined = 3
 
 const csLD = 1<<9 | 1<<10 // L and D/B in a segment's attrib
 

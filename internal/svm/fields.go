@@ -89,6 +89,7 @@ const (
 	offRFLAGS       = saveArea + 0x170
 	offRIP          = saveArea + 0x178
 	offRSP          = saveArea + 0x1d8
+	offSCET         = saveArea + 0x1e0
 	offRAX          = saveArea + 0x1f8
 	offSTAR         = saveArea + 0x200
 	offLSTAR        = saveArea + 0x208

@@ -29,7 +29,7 @@ func TestFieldTable(t *testing.T) {
 		"ES.selector": offES, "CS.selector": offCS, "SS.selector": offSS, "DS.selector": offDS, "FS.selector": offFS,
 		"GS.selector": offGS, "GDTR.selector": offGDTR, "LDTR.selector": offLDTR, "IDTR.selector": offIDTR,
 		"TR.selector": offTR, "CPL": offCPL, "EFER": offEFER, "CR4": offCR4, "CR3": offCR3, "CR0": offCR0,
-		"DR7": offDR7, "DR6": offDR6, "RFLAGS": offRFLAGS, "RIP": offRIP, "RSP": offRSP, "RAX": offRAX, "STAR": offSTAR,
+		"DR7": offDR7, "DR6": offDR6, "RFLAGS": offRFLAGS, "RIP": offRIP, "RSP": offRSP, "S_CET": offSCET, "RAX": offRAX, "STAR": offSTAR,
 		"LSTAR": offLSTAR, "CSTAR": offCSTAR, "SFMASK": offSFMASK, "KERNEL_GS_BASE": offKernelGSBase,
 		"SYSENTER_CS": offSysenterCS, "SYSENTER_ESP": offSysenterESP, "SYSENTER_EIP": offSysenterEIP,
 		"CR2": offCR2, "G_PAT": offGPAT,

@@ -35,7 +35,7 @@ func FuzzParse(f *testing.F) {
 			f.Meaning()
 		}
 		v.ExitDetails()
-		v.Checks()
+		v.Checks(0)
 		if _, ok := v.Registers().PC(); ok == (v.u64(offNPEnable)&sevESEnable != 0) {
 			t.Fatalf("RIP known %v", ok)
 		}

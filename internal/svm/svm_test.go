@@ -102,7 +102,7 @@ func TestRealVMCB(t *testing.T) {
 	if QuickReject(p) || !a.Plausible || len(a.Against) != 0 || a.Score != len(a.Evidence) || IsHostSave(p) {
 		t.Errorf("assessed as %+v", a)
 	}
-	for _, c := range v.Checks() {
+	for _, c := range v.Checks(0) {
 		if !c.OK {
 			t.Errorf("VMRUN would refuse it: %+v", c)
 		}

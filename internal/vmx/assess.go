@@ -114,7 +114,7 @@ func (a *Assessment) hostState(v *VMCS) {
 	const always = cr0PE | cr0NE | cr0PG
 	a.rule(true, cr0>>32 == 0 && cr0&always == always, "host CR0 %#x has PE, NE and PG", cr0)
 	a.rule(true, cr4&cr4VMXE != 0 && cr4&^uint64(cr4Defined) == 0, "host CR4 %#x has VMXE and no undefined bit", cr4)
-	a.rule(true, cr3 != 0 && cr3&^uint64(physMask) == 0, "host CR3 %#x is a root", cr3)
+	a.rule(true, cr3 != 0 && cr3&^uint64(physMask|cr3LAM) == 0, "host CR3 %#x is a root", cr3)
 	rip := v.get(HostRIP)
 	a.rule(true, rip != 0 && canonical(rip), "host RIP %#x is canonical", rip)
 }
@@ -126,7 +126,7 @@ func (a *Assessment) guestState(v *VMCS) {
 	a.rule(true, cr0>>32 == 0 && cr0&cr0NE != 0 && (cr0&cr0PG == 0 || cr0&cr0PE != 0),
 		"guest CR0 %#x has NE, and no paging without protected mode", cr0)
 	a.rule(true, cr4&cr4VMXE != 0 && cr4&^uint64(cr4Defined) == 0, "guest CR4 %#x has VMXE and no undefined bit", cr4)
-	a.rule(true, cr3&^uint64(physMask) == 0 && (cr3 != 0 || cr0&cr0PG == 0), "guest CR3 %#x is a root", cr3)
+	a.rule(true, cr3&^uint64(physMask|cr3LAM) == 0 && (cr3 != 0 || cr0&cr0PG == 0), "guest CR3 %#x is a root", cr3)
 	a.rule(true, flags&flagOne != 0 && flags&flagsZero == 0, "guest RFLAGS %#x has its fixed bits", flags)
 	a.rule(true, canonical(v.get(GuestRIP)), "guest RIP %#x is canonical", v.get(GuestRIP))
 }

@@ -3,6 +3,8 @@ package vmx
 import (
 	"fmt"
 	"strings"
+
+	"nestdbg/internal/mem"
 )
 
 // Check is one condition under which VM entry refuses a VMCS.
@@ -17,7 +19,16 @@ type Check struct {
 // made.
 type checker struct {
 	v      *VMCS
+	on     Processor
+	phys   uint64 // the bits of a physical address
 	checks []Check
+}
+
+// Processor is what the checks depend on besides the VMCS. Of the zero value nothing is
+// known.
+type Processor struct {
+	PhysBits uint           // of a physical address; 0: the architecture's maximum of 52
+	Memory   mem.PhysReader // of the hypervisor; nil: what a VMCS points to is not judged
 }
 
 // must adds a check judged by fields.
@@ -34,16 +45,19 @@ func (c *checker) must(holds bool, name, wrong string, fields ...Field) {
 
 // Checks applies the checks of VM entry (SDM Vol. 3C, "VM Entries": "Checks on VMX
 // Controls and Host-State Area", "Checking and Loading Guest State") as far as they
-// can be made without the processor: its physical address width is taken as the
-// architecture's maximum of 52 bits, and of its optional features all are taken to
-// be there. Fields that the layout does not have are not judged.
-func (v *VMCS) Checks() []Check {
-	c := &checker{v: v}
+// can be made without the processor: of its optional features all are taken to be
+// there. Fields that the layout does not have are not judged.
+func (v *VMCS) Checks(on Processor) []Check {
+	c := &checker{v: v, on: on, phys: physMask}
+	if on.PhysBits > 0 && on.PhysBits < 52 {
+		c.phys = 1<<on.PhysBits - 1
+	}
 	c.must(!v.Shadow(), "it is no shadow VMCS", "shadow VMCS")
 	c.controls()
 	c.addresses()
 	c.injection()
 	c.host()
+	c.msrs()
 	c.guest()
 	c.segments()
 	c.nonRegisterState()
@@ -109,11 +123,13 @@ func (c *checker) controls() {
 		"TPR threshold has 4 bits", "TPR threshold: a bit above 3 set", TPRThreshold)
 	c.must(second&secondVPID == 0 || v.get(VPID) != 0, "VPID is not 0", "VPID 0", VPID)
 	pointer, ept := v.EPT()
-	c.must(!ept || validEPT(pointer),
+	c.must(!ept || validEPT(pointer) && pointer&^c.phys == 0,
 		"EPT pointer is valid", "EPT pointer: bad memory type, number of levels, or reserved bit set", EPTPointer)
-	c.must(second&(secondUnrestricted|secondModeBased|secondPML) == 0 || ept,
-		"unrestricted guest, mode-based execute control and PML go with EPT",
-		"unrestricted guest, mode-based execute control or PML without EPT", SecondControls)
+	c.must(second&(secondUnrestricted|secondModeBased|secondPML|secondSubPage) == 0 || ept,
+		"unrestricted guest, mode-based execute control, PML and sub-page permissions go with EPT",
+		"unrestricted guest, mode-based execute control, PML or sub-page permissions without EPT", SecondControls)
+	c.must(second&secondFunctions == 0 || v.get(VMFunctions)&functionEPTP == 0 || ept,
+		"EPTP switching goes with EPT", "EPTP switching without EPT", SecondControls, VMFunctions)
 	c.must(exit&exitSaveTimer == 0 || pin&pinPreemption != 0,
 		"the VMX-preemption timer is saved only if it is active",
 		"VMX-preemption timer to be saved but not active", ExitControls, PinControls)
@@ -133,12 +149,12 @@ func (c *checker) addresses() {
 	v := c.v
 	for _, s := range v.structures() {
 		at := v.get(s.field)
-		c.must(at%s.align == 0 && at&^uint64(physMask) == 0,
+		c.must(at%s.align == 0 && at&^c.phys == 0,
 			fmt.Sprintf("%v is a physical address, aligned to %d bytes", s.field, s.align),
 			fmt.Sprintf("%v beyond physical memory or not aligned to %d bytes", s.field, s.align), s.field)
 		if s.count != 0 {
 			last := at + s.size - 1
-			c.must(last >= at && last&^uint64(physMask) == 0,
+			c.must(last >= at && last&^c.phys == 0,
 				fmt.Sprintf("%v ends at a physical address", s.field),
 				fmt.Sprintf("%v: the area ends beyond physical memory", s.field), s.field, s.count)
 		}
@@ -146,6 +162,43 @@ func (c *checker) addresses() {
 	c.must(v.get(PinControls)&pinPosted == 0 || v.get(PostedVector) < 256,
 		"posted-interrupt notification vector has 8 bits",
 		"posted-interrupt notification vector: a bit above 7 set", PostedVector)
+	c.pointedTo()
+}
+
+// pointedTo: what entry reads of structures: the TPR in the virtual-APIC page, the header
+// of the VMCS that the link pointer leads to.
+func (c *checker) pointedTo() {
+	v := c.v
+	const virtualTPR = 0x80
+	at, has := v.Get(VirtualAPIC)
+	if v.get(PrimaryControls)&primaryTPRShadow != 0 && v.second()&(secondAPICAccess|secondDelivery) == 0 && has && v.has(TPRThreshold) {
+		c.memory(mem.Phys(at)+virtualTPR, "virtual TPR", func(tpr uint32) bool { return v.get(TPRThreshold)&0xf <= uint64(tpr)>>4&0xf },
+			"TPR threshold is not above the virtual TPR", "TPR threshold above bits 7:4 of the virtual TPR", TPRThreshold)
+	}
+	if link, ok := v.Get(LinkPointer); ok && link != ^uint64(0) && validLink(link) {
+		want := v.Revision()
+		if v.second()&secondShadowing != 0 {
+			want |= shadowVMCS
+		}
+		c.memory(mem.Phys(link), "its first word", func(header uint32) bool { return header == want },
+			"the VMCS link pointer leads to a VMCS of this revision, a shadow VMCS with VMCS shadowing",
+			"VMCS link pointer: no VMCS of this revision there, or its shadow bit is not that of VMCS shadowing", LinkPointer)
+	}
+}
+
+// memory adds a check judged by a word in memory, if that can be read.
+func (c *checker) memory(at mem.Phys, what string, holds func(uint32) bool, name, wrong string, fields ...Field) {
+	if c.on.Memory == nil {
+		return
+	}
+	word, err := mem.Uint32(c.on.Memory, at)
+	if err != nil {
+		return
+	}
+	n := len(c.checks)
+	if c.must(holds(word), name, wrong, fields...); len(c.checks) > n {
+		c.checks[n].Seen += fmt.Sprintf(", %s %#x at %#x", what, word, uint64(at))
+	}
 }
 
 // injection: SDM "VM-Entry Control Fields", event injection.
@@ -196,7 +249,9 @@ const (
 	cr0NE      = 1 << 5
 	cr0WP      = 1 << 16
 	cr0PG      = 1 << 31
+	cr3LAM     = 1<<61 | 1<<62 // LAM_U57, LAM_U48
 	cr4PAE     = 1 << 5
+	cr4LA57    = 1 << 12
 	cr4VMXE    = 1 << 13
 	cr4PCIDE   = 1 << 17
 	cr4CET     = 1 << 23
@@ -206,6 +261,7 @@ const (
 	eferLMA     = 1 << 10
 	eferDefined = 1<<0 | eferLME | eferLMA | 1<<11
 	flagOne     = 1 << 1
+	flagTF      = 1 << 8
 	flagIF      = 1 << 9
 	flagVM      = 1 << 17
 	flagsZero   = ^uint64(1<<22-1) | 1<<15 | 1<<5 | 1<<3
@@ -222,7 +278,9 @@ func (c *checker) host() {
 		"host CR0 has PE, NE and PG, and 32 bits", "host CR0: PE, NE or PG clear, or a bit above 31 set", HostCR0)
 	c.must(cr4&cr4VMXE != 0, "host CR4.VMXE is 1", "host CR4.VMXE clear", HostCR4)
 	c.must(cr4&^uint64(cr4Defined) == 0, "host CR4 has no undefined bit", "host CR4: reserved bit set", HostCR4)
-	c.must(v.get(HostCR3)&^uint64(physMask) == 0,
+	c.must(cr4&cr4CET == 0 || cr0&cr0WP != 0,
+		"host CR0.WP is 1 with CR4.CET", "host CR4.CET set with CR0.WP clear", HostCR0, HostCR4)
+	c.must(v.get(HostCR3)&^(c.phys|cr3LAM) == 0,
 		"host CR3 has no reserved bit", "host CR3: reserved bit set", HostCR3)
 	for _, f := range []Field{HostFSBase, HostGSBase, HostTRBase, HostGDTRBase, HostIDTRBase, HostSysESP, HostSysEIP} {
 		c.must(canonical(v.get(f)), fmt.Sprintf("%v is canonical", f), fmt.Sprintf("%v not canonical", f), f)
@@ -242,21 +300,20 @@ func (c *checker) host() {
 	c.must(long || v.get(EntryControls)&entryGuest64 == 0,
 		"a 64-bit guest has a 64-bit host",
 		"64-bit guest with a host outside 64-bit mode", EntryControls, ExitControls)
-	c.must(long && canonical(v.get(HostRIP)) || !long && v.get(HostRIP)>>32 == 0,
-		"host RIP is canonical", "host RIP not canonical", HostRIP, ExitControls)
+	rip := v.get(HostRIP)
+	c.must(long && canonical(rip) && (cr4&cr4LA57 != 0 || canonical(rip<<9)) || !long && rip>>32 == 0,
+		"host RIP is canonical", "host RIP not canonical", HostRIP, HostCR4, ExitControls)
 	if exit&exitLoadEFER != 0 {
 		efer := v.get(HostEFER)
 		c.must(efer&^uint64(eferDefined) == 0 && (efer&eferLMA != 0) == long && (efer&eferLME != 0) == long,
 			"host EFER has no undefined bit and is of the host's address-space size", "host EFER: reserved bit set, or LMA and LME not the host's address-space size", HostEFER, ExitControls)
 	}
-	if exit&exitLoadPAT != 0 {
-		c.must(validPAT(v.get(HostPAT)),
-			"host PAT has valid memory types", "host PAT: reserved memory type", HostPAT)
-	}
 }
 
 // canonical is judged for 57-bit addresses: whether the processor has these is not
-// known.
+// known, and if it has, bases and MSRs may have them whatever CR4.LA57 is (Linux commit
+// 9245fd6b8531 ("KVM: x86: model canonical checks more precisely")). The RIP of a guest
+// need not even be canonical.
 func canonical(a uint64) bool { return uint64(int64(a<<7)>>7) == a }
 
 // validPAT: SDM Vol. 3A, "IA32_PAT MSR": types 0, 1, 4, 5, 6, 7.
@@ -296,7 +353,7 @@ func (c *checker) guest() {
 	c.must(long || cr4&cr4PCIDE == 0,
 		"guest CR4.PCIDE is 0 outside 64-bit mode",
 		"guest CR4.PCIDE set outside 64-bit mode", GuestCR4, EntryControls)
-	c.must(v.get(GuestCR3)&^uint64(physMask) == 0,
+	c.must(v.get(GuestCR3)&^(c.phys|cr3LAM) == 0,
 		"guest CR3 has no reserved bit", "guest CR3: reserved bit set", GuestCR3)
 	c.must(entry&entryLoadDebug == 0 || v.get(GuestDR7)>>32 == 0,
 		"guest DR7 has 32 bits", "guest DR7: a bit above 31 set", GuestDR7)
@@ -317,10 +374,6 @@ func (c *checker) guest() {
 		c.must(cr0&cr0PG == 0 || lma == (efer&eferLME != 0),
 			"guest EFER.LMA is EFER.LME with paging",
 			"guest EFER.LMA differs from EFER.LME with CR0.PG set", GuestEFER, GuestCR0)
-	}
-	if entry&entryLoadPAT != 0 {
-		c.must(validPAT(v.get(GuestPAT)),
-			"guest PAT has valid memory types", "guest PAT: reserved memory type", GuestPAT)
 	}
 	c.must(flags&flagOne != 0, "guest RFLAGS bit 1 is 1", "guest RFLAGS bit 1 clear", GuestRFLAGS)
 	c.must(flags&flagsZero == 0, "guest RFLAGS has no reserved bit", "guest RFLAGS: reserved bit set", GuestRFLAGS)

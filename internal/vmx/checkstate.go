@@ -67,6 +67,9 @@ func (c *checker) segments() {
 	c.must(dplOK,
 		"guest CS.DPL fits its type and SS.DPL",
 		"guest CS.DPL does not go with its type and SS.DPL", GuestCSRights, GuestSSRights)
+	c.must(dpl(ss) == 0 || cs&rightsType != 3 && v.get(GuestCR0)&cr0PE != 0,
+		"guest SS.DPL is 0 in real mode and with a data segment in CS",
+		"guest SS.DPL above 0 in real mode or with a data segment in CS", GuestSSRights, GuestCSRights, GuestCR0)
 	c.must(unrestricted || dpl(ss) == v.get(GuestSS)&3,
 		"guest SS.DPL is SS.RPL", "guest SS.DPL differs from SS.RPL", GuestSSRights, GuestSS)
 	long := v.get(EntryControls)&entryGuest64 != 0
@@ -108,6 +111,10 @@ func (c *checker) segment(i int, s segment) {
 	c.must(acc&rightsP != 0, fmt.Sprintf("guest %s.P is 1", s.name), fmt.Sprintf("guest %s.P clear", s.name), s.acc)
 	c.must(acc&rightsReserved == 0, fmt.Sprintf("guest %s has no reserved access right", s.name),
 		fmt.Sprintf("guest %s access rights: reserved bit set", s.name), s.acc)
+	if i != segCS && i != segSS && i < segLDTR && v.second()&secondUnrestricted == 0 && acc&rightsType <= 11 {
+		c.must(acc>>5&3 >= sel&3, fmt.Sprintf("guest %s.DPL is not below its RPL", s.name),
+			fmt.Sprintf("guest %s.DPL below its RPL", s.name), s.acc, s.selector)
+	}
 	if i == segTR {
 		c.must(usable, "guest TR is usable", "guest TR unusable", s.acc)
 	}
@@ -143,10 +150,17 @@ func (c *checker) virtual8086() {
 	}
 }
 
-// Activity states (SDM Vol. 3C, "Guest Non-Register State").
+// Activity states and interruptibility (SDM Vol. 3C, "Guest Non-Register State").
 const (
-	activityHLT  = 1
-	activitySIPI = 3
+	activityHLT      = 1
+	activityShutdown = 2
+	activitySIPI     = 3
+
+	blockedSTI     = 1 << 0
+	blockedMOVSS   = 1 << 1
+	blockedSMI     = 1 << 2
+	blockedNMI     = 1 << 3
+	blockedEnclave = 1 << 4
 )
 
 // nonRegisterState: SDM "Checks on Guest Non-Register State" and "Checks on Guest
@@ -177,10 +191,58 @@ func (c *checker) nonRegisterState() {
 	const debugDefined = 0x1500f | 1<<11 // B3 to B0, enabled breakpoint, BS, RTM; bus lock
 	c.must(v.get(PendingDebug)&^uint64(debugDefined) == 0,
 		"pending debug exceptions have no reserved bit", "pending debug exceptions: reserved bit set", PendingDebug)
+	c.delivered()
+	c.singleStep()
 	c.must(validLink(v.get(LinkPointer)),
 		"the VMCS link pointer is all ones or a page",
 		"VMCS link pointer: neither all ones nor an aligned physical address", LinkPointer)
 	c.pdptes()
+}
+
+// delivered: what is injected has to be taken in the state that the guest is in.
+func (c *checker) delivered() {
+	v := c.v
+	blocking, e := v.get(Interruptible), v.EventInjection()
+	c.must(blocking&blockedSMI == 0,
+		"SMIs are not blocked, outside system-management mode", "blocking by SMI outside system-management mode", Interruptible)
+	c.must(blocking&blockedEnclave == 0 || blocking&blockedMOVSS == 0,
+		"an enclave is not interrupted with blocking by MOV SS", "enclave interruption with blocking by MOV SS", Interruptible)
+	if !e.Valid {
+		return
+	}
+	nmi := e.Type == EventNMI
+	c.must(!nmi || blocking&blockedMOVSS == 0,
+		"an NMI is not injected into a guest that is blocked by MOV SS", "NMI injected with blocking by MOV SS", EntryInfo, Interruptible)
+	c.must(!nmi || v.get(PinControls)&pinVirtualNMI == 0 || blocking&blockedNMI == 0,
+		"a virtual NMI is not injected into a guest that is blocked by NMI", "virtual NMI injected with blocking by NMI",
+		EntryInfo, Interruptible, PinControls)
+	const db, mc = 1, 18
+	machineCheck := e.Type == EventException && e.Vector == mc
+	taken := true
+	switch v.get(ActivityState) {
+	case activityHLT:
+		taken = nmi || machineCheck || e.Type == EventExternal || e.Type == EventException && e.Vector == db || e.Type == EventOther && e.Vector == 0
+	case activityShutdown:
+		taken = nmi || machineCheck
+	case activitySIPI:
+		taken = false
+	}
+	c.must(taken, "the activity state takes the injected event", "injected event that the activity state does not take", EntryInfo, ActivityState)
+}
+
+// singleStep: where a trap of a single step cannot be taken at once, it has to be pending,
+// and only there.
+func (c *checker) singleStep() {
+	v := c.v
+	const btf, bs = 1 << 1, 1 << 14
+	if v.get(Interruptible)&(blockedSTI|blockedMOVSS) == 0 && v.get(ActivityState) != activityHLT {
+		return
+	}
+	steps := v.get(GuestRFLAGS)&flagTF != 0 && v.get(GuestDebugCtl)&btf == 0
+	c.must(steps == (v.get(PendingDebug)&bs != 0),
+		"a single step is pending if and only if the guest single-steps",
+		"pending debug exceptions: BS is not as RFLAGS.TF and DEBUGCTL.BTF have it, with blocking or in HLT",
+		PendingDebug, GuestRFLAGS, GuestDebugCtl)
 }
 
 // validLink reports whether a link pointer is one that no entry refuses for itself.
@@ -194,7 +256,7 @@ func (c *checker) pdptes() {
 	if !ept || !pae {
 		return
 	}
-	const reserved = 1<<1 | 1<<2 | 0x1e0 | ^uint64(physMask)
+	reserved := 1<<1 | 1<<2 | 0x1e0 | ^c.phys
 	for _, f := range of(GuestPDPTE0, 4) {
 		e := v.get(f)
 		c.must(e&1 == 0 || e&reserved == 0, fmt.Sprintf("%v has no reserved bit", f),

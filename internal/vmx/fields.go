@@ -89,9 +89,14 @@ const (
 	GuestDebugCtl   Field = 0x2802
 	GuestPAT        Field = 0x2804
 	GuestEFER       Field = 0x2806
+	GuestPerf       Field = 0x2808
 	GuestPDPTE0     Field = 0x280a // then 1, 2, 3
+	GuestBndCfgs    Field = 0x2812
+	GuestPKRS       Field = 0x2818
 	HostPAT         Field = 0x2c00
 	HostEFER        Field = 0x2c02
+	HostPerf        Field = 0x2c04
+	HostPKRS        Field = 0x2c06
 	PinControls     Field = 0x4000
 	PrimaryControls Field = 0x4002
 	CR3TargetCount  Field = 0x400a
@@ -137,6 +142,9 @@ const (
 	PendingDebug    Field = 0x6822
 	GuestSysESP     Field = 0x6824
 	GuestSysEIP     Field = 0x6826
+	GuestSCET       Field = 0x6828
+	GuestSSP        Field = 0x682a
+	GuestSSPTable   Field = 0x682c
 	HostCR0         Field = 0x6c00
 	HostCR3         Field = 0x6c02
 	HostCR4         Field = 0x6c04
@@ -149,6 +157,9 @@ const (
 	HostSysEIP      Field = 0x6c12
 	HostRSP         Field = 0x6c14
 	HostRIP         Field = 0x6c16
+	HostSCET        Field = 0x6c18
+	HostSSP         Field = 0x6c1a
+	HostSSPTable    Field = 0x6c1c
 )
 
 // fieldGroups are the names of all fields by group, in the order of their index;

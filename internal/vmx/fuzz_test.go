@@ -40,7 +40,7 @@ func FuzzAssess(f *testing.F) {
 			if len(v.Fields()) != len(l.Fields()) {
 				t.Fatalf("%s: %d fields of %d", l.Name, len(v.Fields()), len(l.Fields()))
 			}
-			for _, c := range v.Checks() {
+			for _, c := range v.Checks(Processor{}) {
 				if c.Name == "" || c.Seen == "" && c.Name != "it is no shadow VMCS" {
 					t.Fatalf("%s: check %+v", l.Name, c)
 				}

@@ -41,7 +41,7 @@ func TestRealVMCS(t *testing.T) {
 	if pointer, on := v.EPT(); name != "HLT" || !ok || pointer != 0x1af9905e || !on || v.ModeBasedExecute() {
 		t.Errorf("exit %q, EPT pointer %#x (%v), mode-based %v", name, pointer, on, v.ModeBasedExecute())
 	}
-	for _, c := range v.Checks() {
+	for _, c := range v.Checks(Processor{}) {
 		if !c.OK {
 			t.Errorf("VM entry would refuse it: %s (%s)", c.Wrong, c.Seen)
 		}

@@ -38,19 +38,26 @@ const (
 
 	exitSaveDebug = 1 << 2
 	exitHost64    = 1 << 9
+	exitLoadPerf  = 1 << 12
 	exitAck       = 1 << 15
 	exitSavePAT   = 1 << 18
 	exitLoadPAT   = 1 << 19
 	exitSaveEFER  = 1 << 20
 	exitLoadEFER  = 1 << 21
 	exitSaveTimer = 1 << 22
+	exitLoadCET   = 1 << 28
+	exitLoadPKRS  = 1 << 29
 
-	entryLoadDebug = 1 << 2
-	entryGuest64   = 1 << 9
-	entrySMM       = 1 << 10
-	entryDual      = 1 << 11
-	entryLoadPAT   = 1 << 14
-	entryLoadEFER  = 1 << 15
+	entryLoadDebug  = 1 << 2
+	entryGuest64    = 1 << 9
+	entrySMM        = 1 << 10
+	entryDual       = 1 << 11
+	entryLoadPerf   = 1 << 13
+	entryLoadPAT    = 1 << 14
+	entryLoadEFER   = 1 << 15
+	entryLoadBounds = 1 << 16
+	entryLoadCET    = 1 << 20
+	entryLoadPKRS   = 1 << 22
 )
 
 // second are the secondary controls, 0 where the primary ones do not turn them on.

@@ -22,7 +22,7 @@ var places = map[string]place{
 	"IDTR limit": {0x484, 4}, "IDTR base": {0x488, 8}, "TR": {0x490, 2}, "TR base": {0x498, 8},
 	"CPL": {0x4cb, 1}, "reserved 4CC": {0x4cc, 4}, "EFER": {0x4d0, 8}, "CR4": {0x548, 8}, "CR3": {0x550, 8},
 	"CR0": {0x558, 8}, "DR7": {0x560, 8}, "DR6": {0x568, 8}, "RFLAGS": {0x570, 8}, "RIP": {0x578, 8},
-	"reserved 580": {0x580, 8}, "RSP": {0x5d8, 8}, "RAX": {0x5f8, 8}, "STAR": {0x600, 8}, "LSTAR": {0x608, 8},
+	"reserved 580": {0x580, 8}, "RSP": {0x5d8, 8}, "S_CET": {0x5e0, 8}, "RAX": {0x5f8, 8}, "STAR": {0x600, 8}, "LSTAR": {0x608, 8},
 	"CSTAR": {0x610, 8}, "SFMASK": {0x618, 8}, "KernelGSBase": {0x620, 8}, "SYSENTER_CS": {0x628, 8},
 	"SYSENTER_ESP": {0x630, 8}, "SYSENTER_EIP": {0x638, 8}, "CR2": {0x640, 8}, "G_PAT": {0x668, 8},
 }
