@@ -69,6 +69,9 @@ type splitter interface {
 func deeper(m *machine.Machine, found map[mem.Phys]*candidate, own *candidate, control linux.ControlBlock) (*candidate, error) {
 	run := found[control.Merged]
 	executes := run != nil && run != own && run.on >= 0
+	if executes && control.Untold && control.LastInner != 0 {
+		control.Current, control.Inner = control.Merged, control.LastInner
+	}
 	if !executes && own.on < 0 && !own.live {
 		control = settled(m, own, control)
 	}

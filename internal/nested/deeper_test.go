@@ -2,6 +2,7 @@ package nested
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -10,6 +11,8 @@ import (
 	"nestdbg/internal/machine"
 	"nestdbg/internal/mem"
 	"nestdbg/internal/nested/nestedtest"
+	"nestdbg/internal/paging"
+	"nestdbg/internal/paging/pagingtest"
 	"nestdbg/internal/svm/svmtest"
 	"nestdbg/internal/vmx/vmxtest"
 )
@@ -294,6 +297,86 @@ func TestGuestOfGuestOfGuestByWord(t *testing.T) {
 	l4th := tower.Machines[3]
 	if host, at := ExecutedBy(l4th, l4th.CPUs[0]); host != tower.Machines[0] || at != w.merged.Control {
 		t.Errorf("L4 is executed by %s with %#x", host.Name, at)
+	}
+}
+
+// combined gives the merged block a second stage that leads where those of L3 and L2 lead
+// together, as a hypervisor does.
+func (w *deepWorld) combined(values svmtest.Values) *pagingtest.Builder {
+	b := pagingtest.New("npt4", w.RAM, pagingtest.NewFrames(mem.Range{First: 0x180000, Last: 0x1bffff}, 0))
+	for _, pages := range []mem.Range{{First: 0x10000, Last: 0x17fff}, {First: 0x40000, Last: 0x43fff}} {
+		for a := pages.First; a < pages.Last; a += 0x1000 {
+			middle, _, ok := w.l3.NPT.Lookup(a)
+			if !ok {
+				continue
+			}
+			at, _, _ := w.l2.NPT.Lookup(uint64(middle))
+			b.Map(a, at, 4096, b.Express(paging.Read|paging.Write|paging.Exec))
+		}
+	}
+	all := svmtest.Values{"CR3": uint64(w.l3.Tables.Root()), "nCR3": uint64(b.Root()), "EXITCODE": 0x78}
+	maps.Copy(all, values)
+	w.merged.Park(deepText+0x30, deepStack, all)
+	return b
+}
+
+// Where nobody says which block is merged, its second stage does, and L3 is no guest of L1.
+func TestGuestOfGuestByContent(t *testing.T) {
+	const running = "l1 hosting on 0 at +0x103; vm0 hosting on 0 at +0x203; vm0.vm0 running on 0 at +0x38; "
+	const parked = "l1 running on 0 at +0x300; vm0 parked on -1 at +0x203; vm0.vm0 parked on -1 at +0x31; "
+	for name, c := range map[string]struct {
+		spoil  func(w *deepWorld, b *pagingtest.Builder)
+		inside bool
+		want   string
+	}{
+		"a CPU executes L3": {nil, true, running},
+		"L1 runs":           {nil, false, parked},
+		"a page was changed": {func(_ *deepWorld, b *pagingtest.Builder) {
+			b.Edit(0x4_3000, 1, func(e uint64) uint64 { return e ^ 0x1000 })
+		}, false, "l1 running on 0 at +0x300; vm0 parked on -1 at +0x203; vm1 parked on -1 at +0x30; "},
+		"another guest's tables": {func(w *deepWorld, _ *pagingtest.Builder) {
+			other := w.Guest()
+			w.merged.Park(deepText+0x30, deepStack, svmtest.Values{"CR3": uint64(other.Tables.Root()), "nCR3": uint64(other.NPT.Root())})
+		}, false, "l1 running on 0 at +0x300; vm0 parked on -1 at +0x203; vm1 parked on -1 at +0x30; "},
+		"L2 sees L1's memory": {func(w *deepWorld, _ *pagingtest.Builder) {
+			for a := uint64(0x200000); a < 0x400000; a += 0x1000 { // where it is, its tables and control blocks included
+				w.l2.NPT.Map(a, mem.Phys(a), 4096, w.l2.NPT.Express(7))
+			}
+		}, false, parked},
+	} {
+		w := newDeepWorld()
+		w.finder = &Finder{}
+		w.own.Park(deepText+0x203, deepStack, svmtest.Values{"EXITCODE": 0x80})
+		b := w.combined(nil)
+		if c.spoil != nil {
+			c.spoil(w, b)
+		}
+		device := func() *arch.Registers {
+			if !c.inside {
+				return w.Host(0, deepText+0x300, deepStack)
+			}
+			r := w.inL3(deepText + 0x38)
+			r.Set("nested_cr3", uint64(b.Root()))
+			return r
+		}
+		full := w.finder.Build(w.Machine(device()), Options{Scan: true})
+		if got := deepOutline(full); got != c.want || len(full.Problems) > 0 {
+			t.Errorf("%s:\ngot  %s\nwant %s\nproblems %q", name, got, c.want, full.Problems)
+			continue
+		}
+		// A look that does not search knows it from before.
+		if got := deepOutline(w.finder.Build(w.Machine(device()), Options{})); got != c.want {
+			t.Errorf("%s: a glance\ngot  %s\nwant %s", name, got, c.want)
+		}
+		if !strings.Contains(c.want, "vm0.vm0") {
+			continue
+		}
+		all, _ := Find(full, Options{Scan: true})
+		for _, x := range all {
+			if x.In == "l1" && x.At == w.merged.Control && (x.Machine == "" || x.Machine == "vm1") {
+				t.Errorf("%s: the merged block is %s of %q", name, x.State, x.Machine)
+			}
+		}
 	}
 }
 

@@ -29,6 +29,7 @@ type Options struct {
 	// Hints are what the person says is there.
 	Hints []Hint
 
+	made   []madeBlock                  // of a machine's guests, known from its hypervisor's memory
 	sweeps *sweeps                      // of the search under way
 	inners map[*machine.CPU]*innerGuest // that the machine's CPUs are in, where they are no hardware
 }
@@ -201,8 +202,13 @@ func (f *Finder) children(t *machine.Tower, m *machine.Machine, opt Options) {
 		byPageState(m, found, opt)
 	}
 	hinted(m, found, opt.Hints)
+	addMade(m, opt.made, found)
+	var made map[mem.Phys][]madeBlock
 	if !listed {
 		judge(m, found)
+		if opt.Scan {
+			made = findMerged(m, found, problem)
+		}
 	}
 	groups := hintedStages(m, group(found, listed), opt.Hints)
 	if len(groups) > 0 && m.Level >= maxLevel {
@@ -212,7 +218,8 @@ func (f *Finder) children(t *machine.Tower, m *machine.Machine, opt Options) {
 	for _, g := range groups {
 		child := f.machine(m, g, roads)
 		t.Machines = append(t.Machines, child)
-		f.children(t, child, Options{Kernel: opt.Kernel, Hints: opt.Hints, inners: enterInner(child, g, problem)})
+		f.children(t, child, Options{Kernel: opt.Kernel, Hints: opt.Hints, inners: enterInner(child, g, problem),
+			made: made[g[0].block.root]})
 	}
 }
 
