@@ -36,6 +36,7 @@ func TestGuestOfGuestOfGuest(t *testing.T) {
 		{"ps", func(t *testing.T, l *lab.Lab) { checkPS(t, l, "vm0.vm0") }},
 		{"sym", func(t *testing.T, l *lab.Lab) { checkDeepSymbols(t, l, symbols) }},
 		{"hosts", checkEveryHost},
+		{"blind", checkMergedBlind},
 		{"steps", checkDeepSteps},
 		{"gdb", checkDeepGDB},
 		{"alive", func(t *testing.T, l *lab.Lab) {
@@ -107,6 +108,31 @@ func layers(t *testing.T, st *statusReport) string {
 		}
 	}
 	return text
+}
+
+// checkMergedBlind looks without KVM's word: the control block that KVM merged for L3 is not
+// taken for one of a guest of L1. Before L3 has run on since its last exit to L2, and after
+// it, that is told by its second stage.
+func checkMergedBlind(t *testing.T, l *lab.Lab) {
+	seen := make(map[string]int)
+	for range 6 {
+		thaw := freeze(t, l)
+		found := decode[foundReport](t, must(t, l, "find", "--blind", "--all", "--json"))
+		thaw()
+		for _, c := range found.Candidates {
+			if c.State != "executing" && c.State != "live" {
+				continue
+			}
+			seen[fmt.Sprintf("%s in %s: %s", c.Machine, c.In, c.State)]++
+			if want := map[string]string{"l1": "vm0", "vm0": "vm0.vm0"}[c.In]; c.Machine != want && c.Machine != "vm0.vm0" {
+				t.Errorf("%s at %#x in %s is %s, of %q: %q", c.Kind, c.At, c.In, c.State, c.Machine, c.Evidence)
+			}
+		}
+	}
+	if seen["vm0 in l1: live"]+seen["vm0 in l1: executing"] == 0 {
+		t.Errorf("L2 was never found: %v", seen)
+	}
+	t.Log(seen)
 }
 
 // deepSymbols are the symbols that L3 is asked for. The whole list would take a minute
