@@ -145,7 +145,7 @@ func (f *finding) inspectAll(tech technology, hits []mem.Phys) {
 		if h.In != f.m.Name || h.Control != tech.name() || f.blocks[h.At] != nil {
 			continue
 		}
-		if c, err := h.candidate(f.m); err == nil {
+		if c, err := h.candidate(f.m, f.opt.Hints); err == nil {
 			f.blocks[h.At] = c
 		}
 	}

@@ -38,11 +38,12 @@ func (e *HintError) Error() string {
 
 func (e *HintError) Unwrap() error { return e.Err }
 
-// CheckHint says what is wrong with a hint about the memory of m, as a *HintError.
-func CheckHint(m *machine.Machine, h Hint) error {
+// CheckHint says what is wrong with a hint about the memory of m, as a *HintError. hints are
+// all that a person says.
+func CheckHint(m *machine.Machine, h Hint, hints []Hint) error {
 	var err error
 	if h.Control != "" {
-		_, err = h.candidate(m)
+		_, err = h.candidate(m, hints)
 	} else {
 		err = h.checkRoot(m)
 	}
@@ -52,8 +53,31 @@ func CheckHint(m *machine.Machine, h Hint) error {
 	return nil
 }
 
+// errStageUnknown is the class of control blocks of which everything is known but where they
+// have their second stage.
+var errStageUnknown = errors.New("where the second stage stands in it is not known; --second-stage says what it is")
+
+// stage completes a control block that does not tell its second stage by the only one that a
+// person says of in that machine.
+func (h Hint) stage(m *machine.Machine, b *controlBlock, hints []Hint) error {
+	var given []Hint
+	for _, s := range hints {
+		if s.In == h.In && s.Second != nil {
+			given = append(given, s)
+		}
+	}
+	switch len(given) {
+	case 0:
+		return errStageUnknown
+	case 1:
+		b.second, b.root = given[0].Second.WithPhysBits(m.PhysBits), given[0].At
+		return given[0].checkRoot(m)
+	}
+	return fmt.Errorf("%w, and which of %d is not known", errStageUnknown, len(given))
+}
+
 // candidate is the control block that a hint is about.
-func (h Hint) candidate(m *machine.Machine) (*candidate, error) {
+func (h Hint) candidate(m *machine.Machine, hints []Hint) (*candidate, error) {
 	if h.At%pageSize != 0 {
 		return nil, fmt.Errorf("a %s begins at a page; this is %#x into one", h.Control, uint64(h.At%pageSize))
 	}
@@ -69,7 +93,11 @@ func (h Hint) candidate(m *machine.Machine) (*candidate, error) {
 	block, ok := tech.parse(m, page)
 	if !ok {
 		var err error
-		if block, err = tech.take(m, page); err != nil {
+		if block, err = tech.take(m, page); errors.Is(err, errStageUnknown) {
+			err = h.stage(m, &block, hints)
+			ok = block.plausible
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -111,7 +139,7 @@ func hinted(m *machine.Machine, found map[mem.Phys]*candidate, hints []Hint) {
 			c.evidence = append(c.evidence, "given by "+h.Flag)
 			continue
 		}
-		if c, err := h.candidate(m); err == nil { // else CheckHint says it
+		if c, err := h.candidate(m, hints); err == nil { // else CheckHint says it
 			found[h.At] = c
 		}
 	}

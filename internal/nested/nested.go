@@ -76,7 +76,8 @@ type technology interface {
 	parse(parent *machine.Machine, page []byte) (block controlBlock, ok bool)
 	// take is parse for a page of which a CPU, a hypervisor or a person says that it is a
 	// control block: one that breaks its rules is one all the same, and its entry fails.
-	// The error says why no machine can be made of it.
+	// The error says why no machine can be made of it; an errStageUnknown comes with the
+	// block.
 	take(parent *machine.Machine, page []byte) (controlBlock, error)
 }
 
@@ -92,6 +93,8 @@ type controlBlock struct {
 	of       int         // of how many
 	fault    *StageFault // that the guest left with, or nil
 	refused  bool        // by its own word, the last entry failed
+	// plausible says that no rule is broken without which an entry would fail.
+	plausible bool
 }
 
 // technologies by architecture; a new one is a row. An entry instruction says more under

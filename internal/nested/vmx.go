@@ -196,18 +196,21 @@ func vmxBlock(parent *machine.Machine, a vmx.Assessment) (controlBlock, error) {
 		return controlBlock{}, fmt.Errorf("not a page")
 	}
 	format, root, err := secondStage(a.VMCS)
-	if err != nil {
+	if _, told := a.VMCS.Get(vmx.EPTPointer); !told {
+		format, err = paging.EPTFourLevel, errStageUnknown
+	}
+	if err != nil && err != errStageUnknown {
 		return controlBlock{}, err
 	}
 	block := controlBlock{
-		regs: a.VMCS.GuestRegisters(), second: format.WithPhysBits(parent.PhysBits), root: root,
+		regs: a.VMCS.GuestRegisters(), second: format.WithPhysBits(parent.PhysBits), root: root, plausible: a.Plausible,
 		evidence: a.Evidence, against: a.Against, score: a.Score, of: a.Score + len(a.Against),
 		fault: eptStageFault(a.VMCS), refused: a.VMCS.Refused(),
 	}
 	if reason, ok := a.VMCS.ExitReason(); ok {
 		block.why, _ = vmx.ExitName(reason)
 	}
-	return block, nil
+	return block, err
 }
 
 // eptStageFault is the EPT violation or misconfiguration that the guest left with, nil if

@@ -85,7 +85,7 @@ func (s *Session) check(t *machine.Tower) (*machine.Tower, error) {
 	for _, h := range a.Hints {
 		m, err := s.Machine(h.In)
 		if err == nil {
-			err = nested.CheckHint(m, h)
+			err = nested.CheckHint(m, h, a.Hints)
 		}
 		if err != nil {
 			return nil, &AssumptionError{err}

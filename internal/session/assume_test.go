@@ -11,6 +11,7 @@ import (
 	"nestdbg/internal/nested/nestedtest"
 	"nestdbg/internal/session"
 	"nestdbg/internal/svm/svmtest"
+	"nestdbg/internal/vmx/vmxtest"
 )
 
 func number(s string) (uint64, error) { return strconv.ParseUint(s, 0, 64) }
@@ -106,5 +107,44 @@ func TestAssumeMemory(t *testing.T) {
 	b := make([]byte, 4)
 	if _, err := v.ReadVirt(b, mem.Virt(text+0x10)); err != nil || string(b) != "gast" {
 		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// A VMCS whose layout is not known to have an EPT pointer has the second stage that is given
+// with it, if there is one such.
+func TestAssumeStageOfVMCS(t *testing.T) {
+	w := nestedtest.New()
+	g, other := w.EPTGuest(), w.EPTGuest()
+	at := w.Take()
+	w.RAM.Put(at, g.VMCS(vmxtest.VMware, text+0x40, text+0x100, nil))
+	vmcs := session.ControlHint("--vmcs", "l1", "VMCS", uint64(at))
+	for name, c := range map[string]struct {
+		hints   []session.Hint
+		problem string
+	}{
+		"alone":              {[]session.Hint{vmcs}, "--second-stage says what it is"},
+		"with its stage":     {[]session.Hint{vmcs, stage(t, "ept4", g.NPT.Root())}, ""},
+		"in the other order": {[]session.Hint{stage(t, "ept4", g.NPT.Root()), vmcs}, ""},
+		"with two":           {[]session.Hint{vmcs, stage(t, "ept4", g.NPT.Root()), stage(t, "ept4", other.NPT.Root())}, "which of 2 is not known"},
+		"with none there":    {[]session.Hint{vmcs, stage(t, "ept4", 0x3ff000)}, "map nothing"},
+	} {
+		s := session.New(nestedtest.NewStill(w, w.Host(0, text+0x200, text+0x3f00)))
+		s.Assume(session.Assumptions{Hints: c.hints})
+		tower, err := s.Look(t.Context(), session.Full)
+		if c.problem != "" {
+			if err == nil || !strings.Contains(err.Error(), c.problem) {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		if err != nil || len(tower.Machines) != 2 {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		vm := tower.Machines[1]
+		pc, _ := vm.CPUs[0].Regs.PC()
+		if pc != text+0x40 || vm.Second.Space.Root() != g.NPT.Root() || vm.CPUs[0].Control != at {
+			t.Errorf("%s: pc %#x, second stage at %#x, %+v", name, pc, vm.Second.Space.Root(), vm.Evidence)
+		}
 	}
 }
