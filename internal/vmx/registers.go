@@ -107,7 +107,7 @@ var guestSlots = []slot{
 // A VMCS has no other general register, no CR2, no DR0 to DR6, no KERNEL_GS_BASE,
 // no STAR, LSTAR and SFMASK. Of EFER, PAT and DR7 it has what its controls make the
 // processor keep there; without EFER, the implied efer_mode has what the mode of
-// the last exit tells.
+// the last exit tells, or where the layout does not have that, the program counter.
 func (v *VMCS) GuestRegisters() *arch.Registers {
 	r := arch.NewRegisters(arch.X86)
 	v.set(r, guestSlots)
@@ -123,6 +123,8 @@ func (v *VMCS) GuestRegisters() *arch.Registers {
 		r.Set("efer", v.get(GuestEFER))
 	} else if entryKnown {
 		setMode(r, entry&entryGuest64 != 0)
+	} else if v.get(GuestRIP)>>32 != 0 {
+		setMode(r, true) // only 64-bit code has such addresses
 	}
 	if kept(exitSavePAT, entryLoadPAT) && v.has(GuestPAT) {
 		r.Set("pat", v.get(GuestPAT))

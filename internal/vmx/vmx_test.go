@@ -244,3 +244,14 @@ func TestEventInjection(t *testing.T) {
 		t.Errorf("a layout without the field: %+v", e)
 	}
 }
+
+// Where nothing else tells, a program counter above 4 GiB says that the guest is in 64-bit
+// mode, and one below says nothing.
+func TestModeByPC(t *testing.T) {
+	for pc, known := range map[uint64]bool{0xffffffff81000000: true, 0x100000000: true, 0xffffffff: false} {
+		mode, ok := view(t, vmxtest.VMCS(vmxtest.VMware, vmxtest.Values{"guest RIP": pc}), VMware.Name).GuestRegisters().Get("efer_mode")
+		if ok != known || ok && mode != 0xd00 {
+			t.Errorf("%#x: EFER %#x, %v", pc, mode, ok)
+		}
+	}
+}
