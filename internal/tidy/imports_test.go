@@ -86,7 +86,8 @@ const everything = "*"
 
 // allowedInTests is what the tests of a package may import more than the package.
 var allowedInTests = map[string]string{
-	"linux": "paging", // its fake machine has real page tables
+	"linux": "paging",         // its fake machine has real page tables
+	"cli":   "nested svm vmx", // its command lines are run on made-up machines with guests
 }
 
 // testModules are modules for tests, and for packages that help tests. cilium's BTF
