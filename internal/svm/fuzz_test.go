@@ -35,7 +35,8 @@ func FuzzParse(f *testing.F) {
 			f.Meaning()
 		}
 		v.ExitDetails()
-		v.Checks(0)
+		v.Checks(uint(p[0]))
+		v.Structures()
 		if _, ok := v.Registers().PC(); ok == (v.u64(offNPEnable)&sevESEnable != 0) {
 			t.Fatalf("RIP known %v", ok)
 		}

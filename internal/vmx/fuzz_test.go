@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"testing"
 
+	"nestdbg/internal/mem"
+	"nestdbg/internal/mem/memtest"
 	"nestdbg/internal/vmx/vmxtest"
 )
 
@@ -40,7 +42,14 @@ func FuzzAssess(f *testing.F) {
 			if len(v.Fields()) != len(l.Fields()) {
 				t.Fatalf("%s: %d fields of %d", l.Name, len(v.Fields()), len(l.Fields()))
 			}
-			for _, c := range v.Checks(Processor{}) {
+			for _, s := range v.Structures() {
+				if s.At == 0 || s.Size == 0 || s.What == "" {
+					t.Fatalf("%s: structure %+v", l.Name, s)
+				}
+			}
+			memory := memtest.NewMemory(mem.Range{First: 0, Last: PageSize - 1})
+			memory.Put(0, p)
+			for _, c := range v.Checks(Processor{PhysBits: uint(p[0]), Memory: memory}) {
 				if c.Name == "" || c.Seen == "" && c.Name != "it is no shadow VMCS" {
 					t.Fatalf("%s: check %+v", l.Name, c)
 				}

@@ -124,6 +124,10 @@ func TestUnknownHypervisor(t *testing.T) {
 	if got := must(t, l, "--second-stage", hint, "status"); strings.Count(got, "mapped by") != 2 {
 		t.Errorf("a second stage that is known is a machine of its own:\n%s", got)
 	}
+	control := fmt.Sprintf("%#x", controls["vm1"])
+	if got := must(t, l, "--vmcb", control, "find"); strings.Count(got, "given by --vmcb") != 1 {
+		t.Errorf("a VMCB that is known is another candidate:\n%s", got)
+	}
 	if r := nestdbg(t, on(l, "--vmcb", fmt.Sprintf("%#x", roots["vm1"]), "status")...); r.status != 2 || strings.Count(r.stderr, "\n") != 1 {
 		t.Errorf("a table was taken for a VMCB: status %d, %q", r.status, r.stderr)
 	}
