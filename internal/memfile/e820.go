@@ -28,10 +28,13 @@ var e820Begin = []byte{
 // e820Before is what of an entry is before e820Begin.
 const e820Before = 9
 
-// findE820 finds a map that adds up to this file. The firmware's own is in the first
-// MiB; Linux has copies. Holes of the file are not touched.
-func (f *File) findE820() (*Layout, uint64, bool) {
-	for _, r := range f.populated(mem.Segment{Data: f.data}, 0) {
+// firmware is where memory ends in which the firmware keeps its own map.
+const firmware = 1 << 20
+
+// findE820 finds a map that adds up to this file and begins before end. Linux has
+// copies behind the firmware's own. Holes of the file are not touched.
+func (f *File) findE820(end uint64) (*Layout, uint64, bool) {
+	for _, r := range f.populated(mem.Segment{Data: f.data[:min(end, f.size)]}, 0) {
 		if l, at, ok := searchE820(f.data, r, f.size); ok {
 			return l, at, true
 		}
@@ -58,7 +61,8 @@ func searchE820(data []byte, r mem.Range, size uint64) (*Layout, uint64, bool) {
 // e820At reads the map that begins b. It ends where an entry is none, or not behind
 // the one before.
 func e820At(b []byte, file uint64) (*Layout, bool) {
-	var below, above, base, end uint64
+	var below, above, end uint64
+	base := uint64(fourGiB) // of what is above
 	for ; len(b) >= e820Entry; b = b[e820Entry:] {
 		addr, size, kind := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint32(b[16:])
 		if addr < end || size == 0 || addr+size < addr || kind == 0 || kind > e820Types {
@@ -69,7 +73,7 @@ func e820At(b []byte, file uint64) (*Layout, bool) {
 		case kind != e820RAM:
 		case addr < fourGiB:
 			below = end
-		case base == 0:
+		case above == 0:
 			base, above = addr, size
 		default:
 			above = end - base
@@ -78,7 +82,7 @@ func e820At(b []byte, file uint64) (*Layout, bool) {
 	// The firmware keeps some of the end of low memory for its tables.
 	const kept = 16 << 20
 	low := file - min(above, file)
-	if above == 0 || low < below || low-below > kept || low > fourGiB {
+	if low < below || low-below > kept || low > fourGiB {
 		return nil, false
 	}
 	return &Layout{Name: "of the firmware's map", Below: low, Above: base}, true

@@ -143,21 +143,26 @@ func (f *File) openRaw(l *Layout) error {
 // smallest is a file below which no machine can be told from any other bytes.
 const smallest = 1 << 20
 
-// findLayout finds how the machine saw the memory.
+// findLayout finds how the machine saw the memory, and says what is to be said of it.
 func (f *File) findLayout() (*Layout, []string, error) {
 	if f.size < smallest {
 		return nil, nil, fmt.Errorf("at 0x0: no dump, and %#x bytes are too few for a machine's memory: %w", f.size, ErrForeign)
 	}
-	for _, name := range []string{"q35", "pc"} {
-		if machines[name](f.size) == f.size {
-			return &Layout{Name: name, Above: fourGiB}, nil, nil // no hole, whatever the machine is
-		}
+	l, at, ok := f.findE820(firmware)
+	if !ok && machines["q35"](f.size) == f.size {
+		// q35 has the largest hole: what has none there has none on any machine, unless
+		// somebody asked for one.
+		return &Layout{Name: "flat", Above: fourGiB}, nil, nil
 	}
-	e820, at, ok := f.findE820()
 	if !ok {
-		return nil, nil, fmt.Errorf("a file of %#x bytes has a hole below 4 GiB in physical memory, and nothing in it says "+
-			"where: say it, as --layout q35 or --layout pc,below4g=3G: %w", f.size, ErrUnsupported)
+		l, at, ok = f.findE820(f.size)
 	}
-	why := fmt.Sprintf("the layout is that of the firmware's memory map at %#x of the file", at)
-	return e820, []string{why}, nil
+	switch {
+	case !ok:
+		return nil, nil, fmt.Errorf("a file of %#x bytes may have a hole below 4 GiB in physical memory, and nothing in it says "+
+			"where: say it, as --layout q35 or --layout pc,below4g=3G: %w", f.size, ErrUnsupported)
+	case l.Below == f.size:
+		return l, nil, nil
+	}
+	return l, []string{fmt.Sprintf("the layout is that of the firmware's memory map at %#x of the file", at)}, nil
 }

@@ -146,6 +146,52 @@ func TestLayoutFromTheFirmware(t *testing.T) {
 	}
 }
 
+// Where the machines of QEMU differ, a map without memory behind the hole says as much
+// as one with some, and no size is taken for the word of a machine. The maps are
+// SeaBIOS's of QEMU 7.2.
+func TestLayoutWhereMachinesDiffer(t *testing.T) {
+	table := func(low uint64, more ...[3]uint64) []byte {
+		return e820(append([][3]uint64{{0, 0x9fc00, 1}, {0x9fc00, 0x400, 2}, {0xf0000, 0x10000, 2},
+			{0x100000, low - 0x120000, 1}, {low - 0x20000, 0x20000, 2}, {0xfffc0000, 0x40000, 2}}, more...)...)
+	}
+	above := func(size uint64) [3]uint64 { return [3]uint64{4 * gib, size, 1} }
+	far := [3]uint64{0xfd00000000, 0x300000000, 2}
+	for _, tt := range []struct {
+		name string
+		size int64
+		at   int64 // of the map
+		e820 []byte
+		want string // "": the person is asked
+		told bool
+	}{
+		{"q35", 3 * gib, 0xf5d40, table(2*gib, above(gib), far), "[0x0-0x7fffffff 0x100000000-0x13fffffff]", true},
+		{"pc", 3 * gib, 0xf5d40, table(3*gib, far), "[0x0-0xbfffffff]", false},
+		{"q35, smallest", 0xb0000000, 0xf5d40, table(2*gib, above(0x30000000), far), "[0x0-0x7fffffff 0x100000000-0x12fffffff]", true},
+		{"pc, largest", 0xdff00000, 0xf5d40, table(0xdff00000, far), "[0x0-0xdfefffff]", false},
+		{"nothing says", 3 * gib, 0xf5d40, nil, "", false},
+		{"another's map", 3 * gib, 0xf5d40, table(2*gib, far), "", false},
+		{"only Linux's copy", 3 * gib, 0x2000000, table(2*gib, above(gib), far), "[0x0-0x7fffffff 0x100000000-0x13fffffff]", true},
+		{"max-ram-below-4g=1G", 2 * gib, 0xf5d40, table(gib, above(gib), far), "[0x0-0x3fffffff 0x100000000-0x13fffffff]", true},
+		{"a copy of a guest's map", 2 * gib, 0x2000000, table(gib, above(gib), far), "[0x0-0x7fffffff]", false},
+	} {
+		f, err := memfile.Open(write(t, tt.size, map[int64][]byte{tt.at: tt.e820}), memfile.Options{})
+		if tt.want == "" {
+			if !errors.Is(err, memfile.ErrUnsupported) || !strings.Contains(err.Error(), "--layout") {
+				t.Errorf("%s: %v", tt.name, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		if got := fmt.Sprint(f.PhysRanges()); got != tt.want || len(f.Problems) > 0 != tt.told {
+			t.Errorf("%s: %s, want %s; problems %q", tt.name, got, tt.want, f.Problems)
+		}
+		f.Close()
+	}
+}
+
 func TestDumps(t *testing.T) {
 	page := bytes.Repeat([]byte("page"), 1024)
 	elf := dumptest.ELF(nil, dumptest.Segment{Phys: 0x5000, Data: page}, dumptest.Segment{Phys: 0x100000000, Data: page, MemSize: 0x3000})

@@ -82,7 +82,7 @@ func (f *File) streamLayout(block *vmstate.RAMBlock, machine string, given *Layo
 	if given != nil {
 		return given, nil
 	}
-	low := make([]byte, 0, 1<<20) // where the firmware has its map
+	low := make([]byte, 0, firmware)
 	for len(low) < cap(low) {
 		b := block.Slice(uint64(len(low)))
 		if b == nil {
@@ -92,13 +92,12 @@ func (f *File) streamLayout(block *vmstate.RAMBlock, machine string, given *Layo
 	}
 	name := machineName(machine)
 	rule := machines[name]
-	if rule != nil && rule(block.Size) == block.Size {
-		return &Layout{Name: name, Above: fourGiB}, nil
-	}
 	l, _, ok := searchE820(low, mem.Range{Last: uint64(len(low)) - 1}, block.Size)
 	switch {
 	case ok:
 		return l, nil
+	case rule != nil && rule(block.Size) == block.Size:
+		return &Layout{Name: name, Above: fourGiB}, nil
 	case rule != nil:
 		f.Problems = append(f.Problems, fmt.Sprintf("the layout is that of any %s: the firmware's map is not there", machine))
 		return &Layout{Name: name, Above: fourGiB}, nil

@@ -63,25 +63,28 @@ func TestMigration(t *testing.T) {
 // TestMigrationHole: memory behind the hole follows in the stream what lies below it,
 // by the machine's type, and by the firmware's map if that is there.
 func TestMigrationHole(t *testing.T) {
-	const size = 5 * gib
-	blocks := []vmstatetest.Block{{Name: "pc.ram", Size: size}}
 	page := func(addr uint64, b []byte) vmstatetest.Page {
 		return vmstatetest.Page{Block: "pc.ram", Addr: addr, Data: append(bytes.Clone(b), make([]byte, 4096-len(b))...)}
 	}
 	high := page(2*gib, []byte("high"))
-	firmware := page(0xf5000, e820([][3]uint64{{0, 0x9fc00, 1}, {0x9fc00, 0x400, 2}, {0xf0000, 0x10000, 2},
-		{0x100000, gib - 0x100000, 1}, {4 * gib, 4 * gib, 1}}...))
+	firmware := func(above uint64) vmstatetest.Page {
+		return page(0xf5000, e820([][3]uint64{{0, 0x9fc00, 1}, {0x9fc00, 0x400, 2}, {0xf0000, 0x10000, 2},
+			{0x100000, gib - 0x100000, 1}, {4 * gib, above, 1}}...))
+	}
+	blocks := func(size uint64) []vmstatetest.Block { return []vmstatetest.Block{{Name: "pc.ram", Size: size}} }
 	for _, tt := range []struct {
 		machine, layout string
+		size            uint64
 		pages           []vmstatetest.Page
 		at              mem.Phys // of high
 		problem         string
 	}{
-		{"pc-q35-7.2", "", []vmstatetest.Page{high}, 4 * gib, "that of any pc-q35-7.2"},
-		{"pc-q35-7.2", "", []vmstatetest.Page{firmware, high}, 5 * gib, "not in the file"},
-		{"other", "q35", []vmstatetest.Page{high}, 4 * gib, "not in the file"},
+		{"pc-q35-7.2", "", 5 * gib, []vmstatetest.Page{high}, 4 * gib, "that of any pc-q35-7.2"},
+		{"pc-q35-7.2", "", 5 * gib, []vmstatetest.Page{firmware(4 * gib), high}, 5 * gib, "not in the file"},
+		{"pc-i440fx-7.2", "", 3 * gib, []vmstatetest.Page{firmware(2 * gib), high}, 5 * gib, "not in the file"},
+		{"other", "q35", 5 * gib, []vmstatetest.Page{high}, 4 * gib, "not in the file"},
 	} {
-		b := cpuOf(vmstatetest.NewMigration(tt.machine).RAM(blocks, tt.pages...))
+		b := cpuOf(vmstatetest.NewMigration(tt.machine).RAM(blocks(tt.size), tt.pages...))
 		f := open(t, write(t, int64(len(b)), map[int64][]byte{0: b}), tt.layout)
 		got := make([]byte, 4)
 		if _, err := f.ReadPhys(got, tt.at); err != nil || string(got) != "high" {
@@ -94,7 +97,7 @@ func TestMigrationHole(t *testing.T) {
 			t.Errorf("a page that was not sent: %v", err)
 		}
 	}
-	b := cpuOf(vmstatetest.NewMigration("other").RAM(blocks, high))
+	b := cpuOf(vmstatetest.NewMigration("other").RAM(blocks(5*gib), high))
 	if _, err := memfile.Open(write(t, int64(len(b)), map[int64][]byte{0: b}), memfile.Options{}); !errors.Is(err, memfile.ErrUnsupported) || !strings.Contains(err.Error(), "--layout") {
 		t.Errorf("a machine that nobody knows: %v", err)
 	}
