@@ -31,9 +31,13 @@ const (
 	subHeader       = 104
 	atPhysBase      = 0
 	atLevel         = 8
+	atSplit         = 12
+	atStart         = 16 // first page number of a part, and behind it the end
 	atVMCoreInfo    = 32
 	atNotes         = 48
+	atStart64       = 80
 	atMaxPage64     = 96
+	versionSplit    = 2
 	versionNotes    = 4
 	versionMaxPages = 6
 
@@ -70,8 +74,8 @@ type Kdump struct {
 	here    []uint64 // pages that are in the file, a bit each
 	machine []uint64 // pages that the machine has
 	before  []uint32 // pages in here before each word of it
+	zeros   []uint64 // pages that are not in the file because all their bytes are zero; nil: none is known
 	table   uint64   // offset of the page descriptors
-	noZero  bool     // what is not in the file is pages of zeros, and nothing else
 	// packer undoes compression.
 	packer unpacker
 }
@@ -123,31 +127,62 @@ func ReadKdump(r io.ReaderAt, size uint64) (*Kdump, error) {
 	if k.block = uint64(le.Uint32(head[atBlockSize:])); k.block != pageSize {
 		return nil, corrupt(atBlockSize, "blocks of %d bytes, pages here have %d", k.block, pageSize)
 	}
-	pages, err := k.readSubHeader(head)
+	h, err := k.readSubHeader(head)
 	if err != nil {
 		return nil, err
 	}
-	if err := k.readBitmaps(head, pages); err != nil {
+	if err := k.readBitmaps(head, h); err != nil {
 		return nil, err
 	}
 	return k, nil
 }
 
-// readSubHeader reads what the sub header leads to, and returns the number of pages.
-func (k *Kdump) readSubHeader(head []byte) (pages uint64, err error) {
+// kdumpPages is what the sub header says of the pages.
+type kdumpPages struct {
+	count      uint64 // page numbers
+	first, end uint64 // of them, those whose pages are in this file: a part has a few
+	noZero     bool   // what is not in the file is pages of zeros, and nothing else
+}
+
+// split is what the sub header says of a part (makedumpfile diskdump_mod.h: split,
+// start_pfn, start_pfn_64 and their ends, which are excluded). A part has the bitmaps
+// of all pages, and descriptors of its own only.
+func (p *kdumpPages) split(sub []byte, version uint32) error {
+	le := binary.LittleEndian
+	p.end = p.count
+	if version < versionSplit || le.Uint32(sub[atSplit:]) == 0 {
+		return nil
+	}
+	at := atStart
+	if version >= versionMaxPages {
+		at = atStart64
+	}
+	first, end := le.Uint64(sub[at:]), le.Uint64(sub[at+8:])
+	if first > end || end > p.count {
+		return corrupt(pageSize+uint64(at), "a part from page %#x to %#x of %#x", first, end, p.count)
+	}
+	p.first, p.end = first, end
+	return nil
+}
+
+// readSubHeader reads the sub header and what it leads to.
+func (k *Kdump) readSubHeader(head []byte) (p kdumpPages, err error) {
 	le := binary.LittleEndian
 	version := le.Uint32(head[atVersion:])
-	pages = uint64(le.Uint32(head[atMaxPage:]))
+	p.count = uint64(le.Uint32(head[atMaxPage:]))
 	sub, err := readAt(k.r, k.block, subHeader, "sub header")
 	if err != nil {
-		return 0, err
+		return p, err
 	}
-	k.noZero = le.Uint32(sub[atLevel:]) == uint32(LevelZero)
+	p.noZero = le.Uint32(sub[atLevel:]) == uint32(LevelZero)
 	if version >= versionMaxPages {
-		pages = le.Uint64(sub[atMaxPage64:])
+		p.count = le.Uint64(sub[atMaxPage64:])
+	}
+	if err := p.split(sub, version); err != nil {
+		return p, err
 	}
 	if version < versionNotes {
-		return pages, nil
+		return p, nil
 	}
 	part := func(at int, what string) []byte {
 		offset, size := le.Uint64(sub[at:]), le.Uint64(sub[at+8:])
@@ -170,10 +205,10 @@ func (k *Kdump) readSubHeader(head []byte) (pages uint64, err error) {
 	if info := part(atVMCoreInfo, "VMCOREINFO"); info != nil {
 		k.VMCoreInfo = info
 	}
-	return pages, nil
+	return p, nil
 }
 
-func (k *Kdump) readBitmaps(head []byte, pages uint64) error {
+func (k *Kdump) readBitmaps(head []byte, p kdumpPages) error {
 	le := binary.LittleEndian
 	sub, blocks := uint64(le.Uint32(head[atSubSize:])), uint64(le.Uint32(head[atBitmapSize:]))
 	first := (1 + sub) * k.block
@@ -184,16 +219,17 @@ func (k *Kdump) readBitmaps(head []byte, pages uint64) error {
 	if !within(first, 2*half, k.size) && k.flat == nil {
 		return corrupt(k.size, "the file ends before its bitmaps do, at %#x", first+2*half)
 	}
-	if pages == 0 || pages > 8*half {
-		return corrupt(atMaxPage, "%#x pages in bitmaps of %#x", pages, 8*half)
+	if p.count == 0 || p.count > 8*half {
+		return corrupt(atMaxPage, "%#x pages in bitmaps of %#x", p.count, 8*half)
 	}
 	var err error
-	if k.machine, err = k.readBits(first, half, pages); err != nil {
+	if k.machine, err = k.readBits(first, half, p.count); err != nil {
 		return err
 	}
-	if k.here, err = k.readBits(first+half, half, pages); err != nil {
+	if k.here, err = k.readBits(first+half, half, p.count); err != nil {
 		return err
 	}
+	k.keepPart(p)
 	k.table = first + 2*half
 	k.before = make([]uint32, len(k.here))
 	n := uint32(0)
@@ -201,13 +237,54 @@ func (k *Kdump) readBitmaps(head []byte, pages uint64) error {
 		k.before[i] = n
 		n += uint32(bits.OnesCount64(w))
 	}
-	if n == 0 {
+	switch text := p.ofWhole(); {
+	case n == 0 && text != "":
+		return fmt.Errorf("at %#x: no page is in the file%s: %w", first+half, text, ErrUnsupported)
+	case n == 0:
 		return corrupt(first+half, "no page is in the file")
 	}
 	if end := k.table + uint64(n)*pageDescriptor; end > k.size {
 		k.problem("the file is cut short at %#x: the descriptors of its %d pages would end at %#x", k.size, n, end)
 	}
 	return nil
+}
+
+// ofWhole says that a file is a part, and how to have the whole; "" of a whole.
+func (p kdumpPages) ofWhole() string {
+	if p.end-p.first == p.count {
+		return ""
+	}
+	return fmt.Sprintf(", the part from %#x to %#x of a dump of pages up to %#x that was split: makedumpfile --reassemble makes one of all parts",
+		p.first*pageSize, p.end*pageSize, p.count*pageSize)
+}
+
+// keepPart forgets what other parts have, before anything is counted: they have the
+// descriptors of that.
+func (k *Kdump) keepPart(p kdumpPages) {
+	if text := p.ofWhole(); text != "" {
+		k.problem("the file is not all of a dump%s", text)
+	}
+	if p.noZero {
+		k.zeros = make([]uint64, len(k.here))
+	}
+	for i := range k.here {
+		part := bitsFrom(p.first, i) &^ bitsFrom(p.end, i)
+		k.here[i] &= part
+		if p.noZero {
+			k.zeros[i] = k.machine[i] & part &^ k.here[i]
+		}
+	}
+}
+
+// bitsFrom are those bits of word i of a set that are for the numbers from n on.
+func bitsFrom(n uint64, i int) uint64 {
+	switch first := uint64(i) * 64; {
+	case n <= first:
+		return ^uint64(0)
+	case n-first < 64:
+		return ^uint64(0) << (n - first)
+	}
+	return 0
 }
 
 func (k *Kdump) readBits(offset, size, pages uint64) ([]uint64, error) {
@@ -228,23 +305,29 @@ func (k *Kdump) readBits(offset, size, pages uint64) ([]uint64, error) {
 
 // Ranges are the physical addresses whose bytes the file tells.
 func (k *Kdump) Ranges() []mem.Range {
-	if k.noZero {
-		return ranges(k.machine)
-	}
-	return ranges(k.here)
+	return k.rangesOf(func(i int) uint64 { return k.here[i] | k.zerosOf(i) })
 }
 
 // Excluded are the physical addresses that the machine has and whoever wrote the dump
-// left out.
+// left out, or put into another part of it.
 func (k *Kdump) Excluded() []mem.Range {
-	if k.noZero {
-		return nil
-	}
+	return k.rangesOf(func(i int) uint64 { return k.machine[i] &^ k.here[i] &^ k.zerosOf(i) })
+}
+
+func (k *Kdump) rangesOf(word func(i int) uint64) []mem.Range {
 	out := make([]uint64, len(k.machine))
 	for i := range out {
-		out[i] = k.machine[i] &^ k.here[i]
+		out[i] = word(i)
 	}
 	return ranges(out)
+}
+
+// zerosOf is a word of zeros.
+func (k *Kdump) zerosOf(i int) uint64 {
+	if k.zeros == nil {
+		return 0
+	}
+	return k.zeros[i]
 }
 
 func ranges(set []uint64) []mem.Range {
@@ -282,7 +365,7 @@ func (k *Kdump) Page(a mem.Phys) ([]byte, error) {
 		return nil, mem.ErrNoRAM
 	}
 	if k.here[word]>>bit&1 == 0 {
-		if k.noZero {
+		if k.zerosOf(int(word))>>bit&1 == 1 {
 			return make([]byte, k.block), nil
 		}
 		return nil, ErrExcluded

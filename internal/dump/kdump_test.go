@@ -2,6 +2,7 @@ package dump_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -73,6 +74,63 @@ func TestKdump(t *testing.T) {
 			if _, err := k.Page(none); !errors.Is(err, mem.ErrNoRAM) {
 				t.Errorf("%s: page %#x: %v", name, none, err)
 			}
+		}
+	}
+}
+
+// A part of a dump that was split has the descriptors of its own pages, and bitmaps of
+// all: what other parts have is told from what the machine has not, and from zeros.
+func TestKdumpPart(t *testing.T) {
+	notes := dumptest.Notes(dumptest.CPU(kernelCPU)...)
+	for _, tt := range []struct {
+		first, end uint64
+		level      byte
+		version    byte
+	}{{0, 64, 0, 6}, {1, 63, 0, 6}, {63, 128, 0, 6}, {64, 128, 1, 6}, {65, 1024, 0, 6}, {128, 1000, 1, 6}, {128, 1001, 0, 5}, {0, 1024, 0, 6}} {
+		b := dumptest.KdumpPart(tt.first, tt.end, 1024, notes, somePages()...)
+		b[8], b[4096+8] = tt.version, tt.level
+		k, err := readKdump(b)
+		if err != nil {
+			t.Errorf("%+v: %v", tt, err)
+			continue
+		}
+		whole := tt.first == 0 && tt.end == 1024
+		if text := strings.Join(k.Problems, "\n"); strings.Contains(text, "--reassemble") == whole {
+			t.Errorf("%+v: problems %q", tt, text)
+		}
+		var told []mem.Range
+		for _, p := range somePages() {
+			at := p.Number * 4096
+			in := tt.first <= p.Number && p.Number < tt.end
+			got, err := k.Page(mem.Phys(at))
+			switch {
+			case in && p.Data == nil && tt.level == 1:
+				p.Data = make([]byte, 4096)
+				fallthrough
+			case in && p.Data != nil:
+				if err != nil || !bytes.Equal(got, p.Data) {
+					t.Errorf("%+v: page %d: %v", tt, p.Number, err)
+				}
+				told = append(told, mem.Range{First: at, Last: at + 4095})
+			case !errors.Is(err, dump.ErrExcluded):
+				t.Errorf("%+v: page %d, which is not in this part: %v", tt, p.Number, err)
+			}
+		}
+		slices.SortFunc(told, func(a, b mem.Range) int { return cmp.Compare(a.First, b.First) })
+		if more, less := mem.Subtract(k.Ranges(), told), mem.Subtract(told, k.Ranges()); len(more)+len(less) > 0 {
+			t.Errorf("%+v: ranges %v too many, %v missing", tt, more, less)
+		}
+		if both := mem.Subtract(k.Excluded(), k.Ranges()); fmt.Sprint(both) != fmt.Sprint(k.Excluded()) {
+			t.Errorf("%+v: %v are in the file and are not", tt, both)
+		}
+	}
+	for _, tt := range []struct {
+		first, end uint64
+		want       error
+	}{{64, 63, dump.ErrCorrupt}, {64, 1025, dump.ErrCorrupt}, {2, 62, dump.ErrUnsupported}} {
+		b := dumptest.KdumpPart(tt.first, tt.end, 1024, notes, somePages()...)
+		if k, err := readKdump(b); !errors.Is(err, tt.want) || k != nil {
+			t.Errorf("part from %d to %d: %v, want %v", tt.first, tt.end, err, tt.want)
 		}
 	}
 }
@@ -215,6 +273,7 @@ func FuzzKdump(f *testing.F) {
 		dumptest.Page{Number: 2, Data: make([]byte, 4096), Method: dumptest.Zstd})
 	f.Add(small)
 	f.Add(dumptest.Flatten(small, 4096))
+	f.Add(dumptest.KdumpPart(2, 8, 8, nil, dumptest.Page{Number: 1, Data: make([]byte, 4096)}, dumptest.Page{Number: 2, Data: make([]byte, 4096)}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		k, err := readKdump(b)
 		if (k == nil) == (err == nil) {

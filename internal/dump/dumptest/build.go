@@ -133,6 +133,23 @@ const block = 4096
 // Kdump is a kdump-compressed file of version 6 of a machine with so many page
 // numbers.
 func Kdump(numbers uint64, notes []byte, pages ...Page) []byte {
+	return kdump(numbers, notes, func(uint64) bool { return true }, pages)
+}
+
+// KdumpPart is the part of such a file that has the pages from first on and before
+// end, as makedumpfile --split writes it.
+func KdumpPart(first, end, numbers uint64, notes []byte, pages ...Page) []byte {
+	b := kdump(numbers, notes, func(n uint64) bool { return first <= n && n < end }, pages)
+	le.PutUint32(b[block+12:], 1)
+	for i, n := range []uint64{first, end} {
+		le.PutUint64(b[block+16+8*i:], n)
+		le.PutUint64(b[block+80+8*i:], n)
+	}
+	return b
+}
+
+// kdump is a file with the pages that are in it.
+func kdump(numbers uint64, notes []byte, in func(number uint64) bool, pages []Page) []byte {
 	pages = slices.Clone(pages)
 	slices.SortFunc(pages, func(a, b Page) int { return int(a.Number) - int(b.Number) })
 	half := (numbers/8 + block) / block * block
@@ -159,13 +176,15 @@ func Kdump(numbers uint64, notes []byte, pages ...Page) []byte {
 		machine[p.Number/8] |= 1 << (p.Number % 8)
 		if p.Data != nil {
 			here[p.Number/8] |= 1 << (p.Number % 8)
-			count++
+			if in(p.Number) {
+				count++
+			}
 		}
 	}
 	b = append(append(b, machine...), here...)
 	at := uint64(len(b) + 24*count)
 	for _, p := range pages {
-		if p.Data == nil {
+		if p.Data == nil || !in(p.Number) {
 			continue
 		}
 		packed := Compress(p.Data, p.Method)
