@@ -302,10 +302,14 @@ func (k *kdumpWriter) commit(i uint64, p *packer) bool {
 	k.lost += uint64(len(p.lost)) * pageSize
 	k.zeros += p.zeros
 	k.stored += int64(len(p.data) + len(p.pages)*pageDescriptor)
-	for _, list := range [][]uint64{p.lost, p.left} {
-		for _, n := range list {
-			k.here[n/64] &^= 1 << (n % 64)
-		}
+	for _, n := range p.left {
+		k.here[n/64] &^= 1 << (n % 64)
+	}
+	// What was lost is no page of the machine to a reader: it would take one that is
+	// there and not in the file for one that was left out, and that may mean zeros.
+	for _, n := range p.lost {
+		k.here[n/64] &^= 1 << (n % 64)
+		k.machine[n/64] &^= 1 << (n % 64)
 	}
 	k.done += uint64(len(p.pages)+len(p.lost)+len(p.left)) * pageSize
 	done := k.done

@@ -167,12 +167,28 @@ func TestKdumpLeavesOut(t *testing.T) {
 		t.Errorf("a page of zeros that was left out beside free ones: %v", err)
 	}
 
-	// What cannot be read is not in the file.
-	file = fileOf{}
-	c.Memory = memtest.FailNth(ram, 3)
-	out, err = c.WriteKdump(&file, KdumpOptions{Method: Zlib, Workers: 1})
-	if err != nil || !strings.Contains(strings.Join(out.Problems, "\n"), "4096 bytes of memory could not be read") {
-		t.Errorf("%v, %+v", err, out)
+	// What cannot be read is not in the file, and no page of zeros in any.
+	for _, o := range []KdumpOptions{{}, {NoZero: true}, {NoZero: true, Level: LevelFree}} {
+		file, o.Method, o.Workers = fileOf{}, Zlib, 1
+		bad := mem.Phys(1 << 32)
+		c.Memory = readerFunc(func(p []byte, a mem.Phys) (int, error) {
+			if a <= bad && bad < a+mem.Phys(len(p)) {
+				n, _ := ram.ReadPhys(p[:bad-a], a)
+				return n, &mem.FaultError{Addr: uint64(bad)}
+			}
+			return ram.ReadPhys(p, a)
+		})
+		out, err = c.WriteKdump(&file, o)
+		if err != nil || !strings.Contains(strings.Join(out.Problems, "\n"), "4096 bytes of memory could not be read") {
+			t.Errorf("%+v: %v, %+v", o, err, out)
+		}
+		k, err := ReadKdump(bytes.NewReader(file.b), uint64(len(file.b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Page(bad); !errors.Is(err, mem.ErrNoRAM) {
+			t.Errorf("%+v: a page that could not be read: %v", o, err)
+		}
 	}
 }
 
