@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -13,8 +12,6 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
-
-	"nestdbg/internal/dump"
 )
 
 // writeFile makes a file that is there as a whole or not at all: it is written
@@ -33,24 +30,6 @@ func writeFile(ctx context.Context, path string, force bool, write func(io.Write
 		return 0, err
 	}
 	return size, nil
-}
-
-// writeSparseFile is writeFile for large files: pages of zeros become holes. stored
-// is what is not in a hole.
-func writeSparseFile(ctx context.Context, path string, force bool, write func(io.Writer) error) (size, stored int64, err error) {
-	err = makeFile(path, force, func(f *os.File) error {
-		sparse := &sparseWriter{file: f}
-		counted := &countingWriter{ctx: ctx, w: sparse}
-		if err := write(counted); err != nil {
-			return err
-		}
-		size, stored = counted.size, sparse.stored
-		return f.Truncate(counted.size)
-	})
-	if err != nil {
-		return 0, 0, err
-	}
-	return size, stored, nil
 }
 
 // writeFileAt is writeFile for files that are written here and there: what is never
@@ -77,55 +56,6 @@ func (w writerAt) WriteAt(p []byte, off int64) (int, error) {
 	}
 	return w.w.WriteAt(p, off)
 }
-
-// sparseWriter writes a file without its pages of zeros.
-type sparseWriter struct {
-	file   *os.File
-	at     int64
-	stored int64
-}
-
-// sparsePage is the granule of holes in files.
-const sparsePage = 4096
-
-func (s *sparseWriter) Write(p []byte) (int, error) {
-	done := 0
-	for done < len(p) {
-		// A run of pages that are all zero, or none of which is.
-		end, zero := done, false
-		for first := true; end < len(p); first = false {
-			next := min(len(p), end+sparsePage-int((s.at+int64(end-done))%sparsePage))
-			z := isZero(p[end:next])
-			if first {
-				zero = z
-			}
-			if z != zero {
-				break
-			}
-			end = next
-		}
-		if !zero {
-			n, err := s.file.WriteAt(p[done:end], s.at)
-			s.stored += int64(n)
-			if err != nil {
-				return done + n, err
-			}
-		}
-		s.at += int64(end - done)
-		done = end
-	}
-	return done, nil
-}
-
-// WriteHole implements dump.HoleWriter.
-func (s *sparseWriter) WriteHole(n uint64) error {
-	s.at += int64(n)
-	return nil
-}
-
-var zeros [sparsePage]byte
-
-func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
 
 // makeFile makes a file that fill fills, as a whole or not at all.
 func makeFile(path string, force bool, fill func(*os.File) error) (err error) {
@@ -199,17 +129,4 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.size += int64(n)
 	return n, err
-}
-
-// WriteHole implements dump.HoleWriter.
-func (c *countingWriter) WriteHole(n uint64) error {
-	if err := c.ctx.Err(); err != nil {
-		return err
-	}
-	h, ok := c.w.(dump.HoleWriter)
-	if !ok {
-		return errors.ErrUnsupported
-	}
-	c.size += int64(n)
-	return h.WriteHole(n)
 }

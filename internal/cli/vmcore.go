@@ -182,56 +182,38 @@ func writeKdump(ctx context.Context, r *report.Vmcore, o vmcoreOptions, c *dump.
 		r.Size, r.Stored = out.Size, out.Stored
 		r.Problems = append(r.Problems, out.Problems...)
 		if x.zero {
-			x.told = append(x.told, report.VmcoreExcluded{Kind: excludeZero, Size: out.Zero * sparsePage})
+			x.told = append(x.told, report.VmcoreExcluded{Kind: excludeZero, Size: out.Zero})
 		}
 		return out.Size, nil
 	})
 }
 
 // writePlain writes an ELF or raw file.
-func writePlain(ctx context.Context, r *report.Vmcore, o vmcoreOptions, c *dump.Core, p *percent) (err error) {
-	write, all := c.Write, c.Size()
+func writePlain(ctx context.Context, r *report.Vmcore, o vmcoreOptions, c *dump.Core, p *percent) error {
+	write := c.WriteELF
 	if o.format == "raw" {
-		write = func(w io.Writer) ([]string, error) { return writeRaw(w, c) }
-	}
-	var problems []string
-	r.Size, r.Stored, err = writeSparseFile(ctx, r.File, o.force, func(w io.Writer) (err error) {
-		if p != nil {
-			w = &percentWriter{w: w, p: p, all: uint64(all)}
+		if n := len(c.Ranges); n > 0 && c.Ranges[n-1].Last > maxRaw {
+			return usagef("memory reaches up to %#x: too far for a raw file; use --format elf", c.Ranges[n-1].Last)
 		}
-		problems, err = write(w)
-		return err
+		write = c.WriteRaw
+	}
+	opt := dump.CopyOptions{Workers: runtime.GOMAXPROCS(0)}
+	if p != nil {
+		opt.Progress = p.show
+	}
+	err := writeFileAt(ctx, r.File, o.force, func(w io.WriterAt) (int64, error) {
+		out, err := write(ctx, w, opt)
+		if err != nil {
+			return 0, err
+		}
+		r.Size, r.Stored = out.Size, out.Stored
+		r.Problems = append(r.Problems, out.Problems...)
+		return out.Size, nil
 	})
 	if errors.Is(err, dump.ErrTooManyRanges) {
 		return usagef("%v; the kdump formats can have them", err)
 	}
-	r.Problems = append(r.Problems, problems...)
 	return err
-}
-
-// percentWriter says how much of a file is written.
-type percentWriter struct {
-	w         io.Writer
-	p         *percent
-	done, all uint64
-}
-
-func (w *percentWriter) Write(b []byte) (int, error) {
-	n, err := w.w.Write(b)
-	w.done += uint64(n)
-	w.p.show(w.done, w.all)
-	return n, err
-}
-
-// WriteHole implements dump.HoleWriter.
-func (w *percentWriter) WriteHole(n uint64) error {
-	h, ok := w.w.(dump.HoleWriter)
-	if !ok {
-		return errors.ErrUnsupported
-	}
-	w.done += n
-	w.p.show(w.done, w.all)
-	return h.WriteHole(n)
 }
 
 // exclusions are the kinds of pages that a kernel tells apart.
@@ -301,25 +283,3 @@ func describeKernel(core *dump.Core, k *linux.Kernel) (problems []string) {
 
 // maxRaw bounds a raw file: memory far up is not worth a file that long.
 const maxRaw = 1 << 44
-
-// writeRaw writes memory at its addresses, with zeros between.
-func writeRaw(w io.Writer, c *dump.Core) (problems []string, err error) {
-	at := uint64(0)
-	for _, r := range c.Ranges {
-		if r.Last > maxRaw {
-			return problems, usagef("memory reaches up to %#x: too far for a raw file; use --format elf", r.Last)
-		}
-		if err := dump.WriteZeros(w, r.First-at); err != nil {
-			return problems, err
-		}
-		lost, err := c.CopyRange(w, r)
-		switch {
-		case err != nil:
-			return problems, err
-		case len(lost) > 0:
-			return problems, fmt.Errorf("physical memory at %#x could not be read when it was its turn", slices.Min(lost))
-		}
-		at = r.Last + 1
-	}
-	return problems, nil
-}

@@ -5,7 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
+	"iter"
 	"slices"
 
 	"nestdbg/internal/arch"
@@ -51,14 +51,7 @@ const maxSegments = headersElse - 1
 // ErrTooManyRanges says that memory is in more pieces than the format can have.
 var ErrTooManyRanges = errors.New("memory is in more pieces than an ELF file can have")
 
-// Size is the size of the file in bytes.
-func (c *Core) Size() int64 {
-	size := int64(c.dataOffset())
-	for _, r := range c.Ranges {
-		size += int64(r.Size())
-	}
-	return size
-}
+var errNothing = errors.New("there is no memory to write")
 
 // dataOffset is where memory begins, at a page of the file.
 func (c *Core) dataOffset() uint64 {
@@ -66,114 +59,43 @@ func (c *Core) dataOffset() uint64 {
 	return (head + pageSize - 1) &^ (pageSize - 1)
 }
 
-// Write writes the file from its beginning to its end. Memory that cannot be read
-// any more is written as zeros, and told as a problem: the file's form has no word
-// for it.
-func (c *Core) Write(w io.Writer) (problems []string, err error) {
+// checkELF refuses what the form cannot have.
+func (c *Core) checkELF() error {
 	if c.Arch != arch.X86 {
-		return nil, fmt.Errorf("an ELF core of %s: %w", c.Arch.Name, ErrUnsupported)
+		return fmt.Errorf("an ELF core of %s: %w", c.Arch.Name, ErrUnsupported)
 	}
 	if len(c.loads(0))+1 > maxSegments {
-		return nil, fmt.Errorf("%w: %d", ErrTooManyRanges, len(c.Ranges))
-	}
-	problems = c.unknownRegisters()
-	if _, err := w.Write(c.head()); err != nil {
-		return problems, err
-	}
-	unread := uint64(0)
-	for _, r := range c.Ranges {
-		lost, err := c.CopyRange(w, r)
-		unread += uint64(len(lost)) * pageSize
-		if err != nil {
-			return problems, err
-		}
-	}
-	if unread > 0 {
-		problems = append(problems, fmt.Sprintf("%d bytes of memory could not be read when it was their turn, and are zero in the file", unread))
-	}
-	return problems, nil
-}
-
-// CopyRange writes the memory of a range. Pages that cannot be read, whose addresses it
-// returns, are written as zeros.
-func (c *Core) CopyRange(w io.Writer, r mem.Range) (lost []mem.Phys, err error) {
-	buf := make([]byte, 1<<20)
-	for at := r.First; ; {
-		n := c.hole(mem.Range{First: at, Last: r.Last})
-		if n > 0 {
-			err = WriteZeros(w, n)
-		} else {
-			b := buf[:min(uint64(len(buf)), r.Last-at+1)]
-			for off := range c.ReadPages(b, mem.Phys(at)) {
-				lost = append(lost, mem.Phys(at+off))
-			}
-			_, err = w.Write(b)
-			n = uint64(len(b))
-		}
-		if at += n; err != nil || at-1 == r.Last {
-			return lost, err
-		}
-	}
-}
-
-// HoleWriter is a writer of a file that can have holes, which read as zeros.
-type HoleWriter interface {
-	io.Writer
-	WriteHole(n uint64) error
-}
-
-// WriteZeros writes n zeros, as a hole in a file that can have one.
-func WriteZeros(w io.Writer, n uint64) error {
-	if h, ok := w.(HoleWriter); ok {
-		return h.WriteHole(n)
-	}
-	zeros := make([]byte, min(n, 1<<20))
-	for n > 0 {
-		b := zeros[:min(n, uint64(len(zeros)))]
-		if _, err := w.Write(b); err != nil {
-			return err
-		}
-		n -= uint64(len(b))
+		return fmt.Errorf("%w: %d", ErrTooManyRanges, len(c.Ranges))
 	}
 	return nil
 }
 
-// hole is how many bytes from the beginning of a range on are zero for certain.
-func (c *Core) hole(r mem.Range) uint64 {
-	if c.Populated == nil {
-		return 0
-	}
-	i, inside := slices.BinarySearchFunc(c.Populated, r.First, func(p mem.Range, at uint64) int {
-		if p.Contains(at) {
-			return 0
+// populated are the parts of a range that may not be zero.
+func (c *Core) populated(r mem.Range) iter.Seq[mem.Range] {
+	return func(yield func(mem.Range) bool) {
+		if c.Populated == nil {
+			yield(r)
+			return
 		}
-		return cmp.Compare(p.First, at)
-	})
-	switch {
-	case inside:
-		return 0
-	case i == len(c.Populated) || c.Populated[i].First > r.Last:
-		return r.Size()
+		i, _ := slices.BinarySearchFunc(c.Populated, r.First, func(p mem.Range, at uint64) int { return cmp.Compare(p.Last, at) })
+		for ; i < len(c.Populated) && c.Populated[i].First <= r.Last; i++ {
+			p := c.Populated[i]
+			if !yield(mem.Range{First: max(p.First, r.First), Last: min(p.Last, r.Last)}) {
+				return
+			}
+		}
 	}
-	return c.Populated[i].First - r.First
 }
 
 // ReadPages fills b, and clears the pages that cannot be read: those at the offsets
 // lost.
 func (c *Core) ReadPages(b []byte, a mem.Phys) (lost map[uint64]bool) {
 	lost = map[uint64]bool{}
-	if c.Populated == nil {
-		c.readSome(b, a, 0, lost)
-		return lost
-	}
-	last := uint64(a) + uint64(len(b)) - 1
-	i, _ := slices.BinarySearchFunc(c.Populated, uint64(a), func(r mem.Range, at uint64) int { return cmp.Compare(r.Last, at) })
 	done := uint64(0)
-	for ; i < len(c.Populated) && c.Populated[i].First <= last; i++ {
-		from := max(c.Populated[i].First, uint64(a)) - uint64(a)
-		to := min(c.Populated[i].Last, last) - uint64(a) + 1
+	for p := range c.populated(mem.Range{First: uint64(a), Last: uint64(a) + uint64(len(b)) - 1}) {
+		from, to := p.First-uint64(a), p.Last-uint64(a)+1
 		clear(b[done:from])
-		c.readSome(b[from:to], a+mem.Phys(from), from, lost)
+		c.readSome(b[from:to], mem.Phys(p.First), from, lost)
 		done = to
 	}
 	clear(b[done:])

@@ -43,16 +43,16 @@ func newCore() (*Core, *memtest.Memory) {
 // TestCoreIsReadAgain: what is written is what ReadELF finds.
 func TestCoreIsReadAgain(t *testing.T) {
 	c, ram := newCore()
-	var file bytes.Buffer
-	problems, err := c.Write(&file)
+	var file fileOf
+	out, err := c.WriteELF(t.Context(), &file, CopyOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if int64(file.Len()) != c.Size() {
-		t.Errorf("%d bytes, and Size says %d", file.Len(), c.Size())
+	if len(file.b) != int(out.Size) {
+		t.Errorf("%d bytes of %d", len(file.b), out.Size)
 	}
-	t.Log(problems)
-	e, err := ReadELF(bytes.NewReader(file.Bytes()), uint64(file.Len()))
+	t.Log(out.Problems)
+	e, err := ReadELF(bytes.NewReader(file.b), uint64(len(file.b)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestCoreIsReadAgain(t *testing.T) {
 	for _, s := range e.Segments {
 		want := make([]byte, s.Range.Size())
 		ram.ReadPhys(want, mem.Phys(s.Range.First))
-		if got := file.Bytes()[s.Offset : s.Offset+s.Range.Size()]; !bytes.Equal(got, want) {
+		if got := file.b[s.Offset : s.Offset+s.Range.Size()]; !bytes.Equal(got, want) {
 			t.Errorf("memory at %#x differs", s.Range.First)
 		}
 		total += s.Range.Size()
@@ -86,17 +86,19 @@ func TestCoreSaysWhatIsMissing(t *testing.T) {
 	c, ram := newCore()
 	c.CPUs[1].Forget("r12")
 	c.Memory = memtest.FailNth(ram, 1)
-	problems, err := c.Write(&bytes.Buffer{})
-	text := strings.Join(problems, "\n")
-	if err != nil || !strings.Contains(text, "CPU 1: r12") || !strings.Contains(text, "could not be read") {
-		t.Errorf("%v, %q", err, text)
+	out, err := c.WriteELF(t.Context(), &fileOf{}, CopyOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := strings.Join(out.Problems, "\n"); !strings.Contains(text, "CPU 1: r12") || !strings.Contains(text, "4096 bytes of memory could not be read") {
+		t.Errorf("%q", text)
 	}
 	c.Ranges = make([]mem.Range, maxSegments)
 	for i := range c.Ranges {
 		c.Ranges[i] = mem.Range{First: uint64(i) * 0x2000, Last: uint64(i)*0x2000 + 0xfff}
 	}
-	if _, err := c.Write(&bytes.Buffer{}); !errors.Is(err, ErrTooManyRanges) {
-		t.Errorf("%v", err)
+	if out, err := c.WriteELF(t.Context(), &fileOf{}, CopyOptions{}); !errors.Is(err, ErrTooManyRanges) {
+		t.Errorf("%+v, %v", out, err)
 	}
 }
 
@@ -126,38 +128,3 @@ func TestPopulated(t *testing.T) {
 type readerFunc func(p []byte, a mem.Phys) (int, error)
 
 func (f readerFunc) ReadPhys(p []byte, a mem.Phys) (int, error) { return f(p, a) }
-
-// holey is a file with holes.
-type holey struct {
-	bytes.Buffer
-	holes uint64
-}
-
-func (h *holey) WriteHole(n uint64) error {
-	h.holes += n
-	h.Write(make([]byte, n))
-	return nil
-}
-
-// TestHoles: a file that can have holes has them where memory is zero for certain, and
-// is the same file.
-func TestHoles(t *testing.T) {
-	c, _ := newCore()
-	var plain bytes.Buffer
-	if _, err := c.Write(&plain); err != nil {
-		t.Fatal(err)
-	}
-	for want, populated := range map[uint64][]mem.Range{
-		0x1000: {{First: 0x1000, Last: 0x1fff}, {First: 1<<32 + 0x1000, Last: 1<<32 + 0x1fff}},
-		0x2000: {{First: 0x1000, Last: 0x3fff}, {First: 1 << 33, Last: 1<<33 + 1}},
-		0:      {{First: 0, Last: 1 << 40}},
-	} {
-		var file holey
-		c.Populated = populated
-		_, err := c.Write(&file)
-		last := want == 0x2000 // then what is at the end is not read
-		if err != nil || file.holes != want || bytes.Equal(file.Bytes(), plain.Bytes()) == last || file.Len() != plain.Len() {
-			t.Errorf("%v: %#x bytes in holes, want %#x, %v", populated, file.holes, want, err)
-		}
-	}
-}

@@ -48,9 +48,9 @@ const (
 
 // Written is what became of a file that was written.
 type Written struct {
-	Size     int64 // of the file, bytes
-	Stored   int64 // of it, what is not in a hole
-	Zero     uint64
+	Size     int64  // of the file, bytes
+	Stored   int64  // of it, what is not in a hole
+	Zero     uint64 // bytes in pages of zeros, if they were told apart
 	Problems []string
 }
 
@@ -107,7 +107,7 @@ func (c *Core) WriteKdump(w io.WriterAt, o KdumpOptions) (*Written, error) {
 	if err := k.writeHead(); err != nil {
 		return nil, err
 	}
-	out := &Written{Size: int64(k.end), Stored: k.stored + int64(k.table), Zero: k.zeros, Problems: c.unknownRegisters()}
+	out := &Written{Size: int64(k.end), Stored: k.stored + int64(k.table), Zero: k.zeros * pageSize, Problems: c.unknownRegisters()}
 	if k.lost > 0 {
 		out.Problems = append(out.Problems, fmt.Sprintf("%d bytes of memory could not be read when it was their turn, and are not in the file", k.lost))
 	}
@@ -130,7 +130,7 @@ func (c *windows) take() uint64 {
 // plan says which pages there are and where the parts of the file begin.
 func (k *kdumpWriter) plan() error {
 	if len(k.Ranges) == 0 {
-		return errors.New("there is no memory to write")
+		return errNothing
 	}
 	pages := k.pages()
 	if pages > 8*maxBitmap {
