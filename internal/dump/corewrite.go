@@ -45,9 +45,6 @@ type Image struct {
 	Phys mem.Range
 }
 
-// maxSegments is what e_phnum can count.
-const maxSegments = headersElse - 1
-
 // ErrTooManyRanges says that memory is in more pieces than the format can have.
 var ErrTooManyRanges = errors.New("memory is in more pieces than an ELF file can have")
 
@@ -55,8 +52,19 @@ var errNothing = errors.New("there is no memory to write")
 
 // dataOffset is where memory begins, at a page of the file.
 func (c *Core) dataOffset() uint64 {
-	head := uint64(elfHeaderSize + progHeaderSize*(1+len(c.loads(0))) + len(c.notes()))
+	head := headersEnd(1+len(c.loads(0))) + uint64(len(c.notes()))
 	return (head + pageSize - 1) &^ (pageSize - 1)
+}
+
+// headersEnd is where the headers of so many segments end. More than e_phnum can count
+// are counted in a section header behind them (ELF gABI "ELF Header", e_phnum; Linux
+// 6.1 fs/binfmt_elf.c:fill_extnum_info).
+func headersEnd(segments int) uint64 {
+	end := uint64(elfHeaderSize + progHeaderSize*segments)
+	if segments >= headersElse {
+		end += sectionHeaderSize
+	}
+	return end
 }
 
 // checkELF refuses what the form cannot have.
@@ -64,7 +72,7 @@ func (c *Core) checkELF() error {
 	if c.Arch != arch.X86 {
 		return fmt.Errorf("an ELF core of %s: %w", c.Arch.Name, ErrUnsupported)
 	}
-	if len(c.loads(0))+1 > maxSegments {
+	if len(c.loads(0))+1 > maxHeaders {
 		return fmt.Errorf("%w: %d", ErrTooManyRanges, len(c.Ranges))
 	}
 	return nil
@@ -140,9 +148,16 @@ func (c *Core) head() []byte {
 	b = le.AppendUint32(b, 1)
 	b = le.AppendUint64(b, 0)             // entry
 	b = le.AppendUint64(b, elfHeaderSize) // segments
-	b = le.AppendUint64(b, 0)             // sections
+	segments := 1 + len(loads)
+	count := []uint16{progHeaderSize, uint16(segments), 0, 0, 0} // and of sections
+	sections := uint64(0)
+	if segments >= headersElse {
+		count = []uint16{progHeaderSize, headersElse, sectionHeaderSize, 1, 0}
+		sections = elfHeaderSize + progHeaderSize*uint64(segments)
+	}
+	b = le.AppendUint64(b, sections)
 	b = le.AppendUint32(b, 0)
-	for _, v := range []uint16{elfHeaderSize, progHeaderSize, uint16(1 + len(loads)), 0, 0, 0} {
+	for _, v := range append([]uint16{elfHeaderSize}, count...) {
 		b = le.AppendUint16(b, v)
 	}
 	segment := func(kind, flags uint32, values ...uint64) {
@@ -151,10 +166,15 @@ func (c *Core) head() []byte {
 			b = le.AppendUint64(b, v)
 		}
 	}
-	at := uint64(elfHeaderSize + progHeaderSize*(1+len(loads)))
-	segment(progNote, 0, at, 0, 0, uint64(len(notes)), uint64(len(notes)), 4)
+	segment(progNote, 0, headersEnd(segments), 0, 0, uint64(len(notes)), uint64(len(notes)), 4)
 	for _, l := range loads {
 		segment(progLoad, 7, l.offset, uint64(l.virt), l.phys.First, l.phys.Size(), l.phys.Size(), 0)
+	}
+	if sections != 0 { // all zero but for their number and that of segments
+		header := make([]byte, sectionHeaderSize)
+		le.PutUint64(header[sectionSize:], 1)
+		le.PutUint32(header[sectionInfo:], uint32(segments))
+		b = append(b, header...)
 	}
 	b = append(b, notes...)
 	return append(b, make([]byte, c.dataOffset()-uint64(len(b)))...)

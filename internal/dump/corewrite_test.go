@@ -93,10 +93,35 @@ func TestCoreSaysWhatIsMissing(t *testing.T) {
 	if text := strings.Join(out.Problems, "\n"); !strings.Contains(text, "CPU 1: r12") || !strings.Contains(text, "4096 bytes of memory could not be read") {
 		t.Errorf("%q", text)
 	}
-	c.Ranges = make([]mem.Range, maxSegments)
-	for i := range c.Ranges {
-		c.Ranges[i] = mem.Range{First: uint64(i) * 0x2000, Last: uint64(i)*0x2000 + 0xfff}
+}
+
+// TestCoreOfManyPieces: as many pieces as e_phnum can count and more, up to a bound.
+func TestCoreOfManyPieces(t *testing.T) {
+	c, _ := newCore()
+	c.Image = nil
+	ram := memtest.NewMemory()
+	ram.Put(0, []byte("first"))
+	c.Memory, c.Populated = ram, []mem.Range{{First: 0, Last: pageSize - 1}}
+	pieces := func(n int) {
+		c.Ranges = make([]mem.Range, n)
+		for i := range c.Ranges {
+			c.Ranges[i] = mem.Range{First: uint64(i) * 2 * pageSize, Last: uint64(i)*2*pageSize + pageSize - 1}
+		}
 	}
+	for _, n := range []int{headersElse - 2, headersElse - 1, headersElse + 1} {
+		pieces(n)
+		var file fileOf
+		out, err := c.WriteELF(t.Context(), &file, CopyOptions{})
+		if err != nil {
+			t.Errorf("%d pieces: %v", n, err)
+			continue
+		}
+		e, err := ReadELF(bytes.NewReader(file.b), uint64(out.Size))
+		if err != nil || len(e.Segments) != n || len(e.CPUs) != 2 || string(file.b[e.Segments[0].Offset:][:5]) != "first" {
+			t.Errorf("%d pieces: %v", n, err)
+		}
+	}
+	pieces(maxHeaders)
 	if out, err := c.WriteELF(t.Context(), &fileOf{}, CopyOptions{}); !errors.Is(err, ErrTooManyRanges) {
 		t.Errorf("%+v, %v", out, err)
 	}

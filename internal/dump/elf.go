@@ -28,7 +28,7 @@ type ELF struct {
 
 // Bounds of what the headers may ask for.
 const (
-	maxHeaders = 1 << 16
+	maxHeaders = 1 << 20
 	maxNotes   = 64 << 20
 )
 
@@ -42,6 +42,10 @@ const (
 	headersElse    = 0xffff // PN_XNUM: the count is in section header 0, sh_info
 	progLoad       = 1
 	progNote       = 4
+
+	sectionHeaderSize = 64
+	sectionSize       = 32 // sh_size: of header 0, the number of sections
+	sectionInfo       = 44 // sh_info: of header 0, the number of segments
 )
 
 // architectures by e_machine.
@@ -76,7 +80,7 @@ func ReadELF(r io.ReaderAt, size uint64) (*ELF, error) {
 	if e.Arch == nil {
 		return nil, fmt.Errorf("at 0x12: ELF machine %d: %w", le.Uint16(head[18:]), ErrUnsupported)
 	}
-	headers, err := readProgHeaders(r, head)
+	headers, err := readProgHeaders(r, head, size)
 	if err != nil {
 		return nil, err
 	}
@@ -103,21 +107,24 @@ func ReadELF(r io.ReaderAt, size uint64) (*ELF, error) {
 	return e, nil
 }
 
-func readProgHeaders(r io.ReaderAt, head []byte) ([]progHeader, error) {
+func readProgHeaders(r io.ReaderAt, head []byte, size uint64) ([]progHeader, error) {
 	le := binary.LittleEndian
 	at, entry, count := le.Uint64(head[32:]), le.Uint16(head[54:]), uint64(le.Uint16(head[56:]))
 	if entry != progHeaderSize {
 		return nil, corrupt(54, "program headers of %d bytes", entry)
 	}
 	if count == headersElse {
-		section, err := readAt(r, le.Uint64(head[40:]), 64, "section header 0")
+		section, err := readAt(r, le.Uint64(head[40:]), sectionHeaderSize, "section header 0")
 		if err != nil {
 			return nil, err
 		}
-		count = uint64(le.Uint32(section[44:]))
+		count = uint64(le.Uint32(section[sectionInfo:]))
 	}
 	if count == 0 || count > maxHeaders {
 		return nil, corrupt(56, "%d program headers", count)
+	}
+	if !within(at, count*progHeaderSize, size) {
+		return nil, corrupt(size, "program headers: the file ends here, and %d begin at %#x", count, at)
 	}
 	b, err := readAt(r, at, count*progHeaderSize, "program headers")
 	if err != nil {
