@@ -49,7 +49,9 @@ memory alone, each byte at its address.
 
 What runs is stopped meanwhile, unless --live says that pages of different moments
 will do. --exclude leaves out what the kernel's own page flags say is "free", memory of
-processes ("user") or of files ("cache"), and in a kdump pages of zeros ("zero").`,
+processes ("user") or of files ("cache"), and pages of zeros ("zero"), which are holes
+of an ELF file in any case. A kdump says of a page that it was left out; an ELF file has
+no word for that, and the machine has less memory there.`,
 		Example: "  nestdbg export vmcore -m vm0 -o vm0.elf\n  crash vmlinux vm0.elf\n  drgn -c vm0.elf -s vmlinux\n" +
 			"  nestdbg export vmcore -m l1 -o l1.kdump --format kdump-zlib --exclude free,user,cache",
 		Args: noArgs,
@@ -77,7 +79,6 @@ func (o *vmcoreOptions) check() error {
 		return usagef("there is no format %q; there are %v", o.format, vmcoreFormats)
 	}
 	for _, kind := range o.exclude {
-		_, compressed := kdumpMethods[o.format]
 		_, known := exclusions[kind]
 		switch {
 		case !known && kind != excludeZero:
@@ -86,8 +87,6 @@ func (o *vmcoreOptions) check() error {
 			return usagef("--exclude asks the kernel what pages are for, and with --live that changes meanwhile")
 		case o.format == "raw":
 			return usagef("--exclude: a raw file has no way to say what is not in it")
-		case kind == excludeZero && !compressed:
-			return usagef("--exclude zero: pages of zeros are holes of an ELF file anyway")
 		}
 	}
 	return nil

@@ -117,13 +117,35 @@ func checkExcluded(t *testing.T, l *lab.Lab, elf string) {
 			t.Errorf("%s: %d bytes, makedumpfile %d pages (%v)", r.Excluded[i].Kind, r.Excluded[i].Size, want, err)
 		}
 	}
+	// An ELF file leaves out the same; that zeros are named as well changes nothing.
+	inELF := file + ".elf"
+	must(t, l, "export", "vmcore", "-m", "l1", "-o", inELF, "--exclude", "zero,free,user,cache")
+	want := sizeOf(t, elf)
+	for _, e := range r.Excluded {
+		want -= int64(e.Size)
+	}
+	const moreHeaders = 8 << 20
+	if got := sizeOf(t, inELF); got < want || got > want+moreHeaders {
+		t.Errorf("an ELF file of %d bytes, want %d and headers", got, want)
+	}
 	// What the kernel has of its own is all there; command lines are memory of processes.
 	for _, q := range [][]string{{"dmesg"}, {"lsmod"}, {"sym", "schedule"}, {"struct", "task_struct", "init_task"}} {
 		want := must(t, l, append(q, "-m", "l1")...)
-		if got := nestdbg(t, append([]string{"-t", file, "-m", "l1"}, q...)...); got.status != 0 || got.stdout != want {
-			t.Errorf("%v without what can be missed: %+v", q, got)
+		for _, f := range []string{file, inELF} {
+			if got := nestdbg(t, append([]string{"-t", f, "-m", "l1"}, q...)...); got.status != 0 || got.stdout != want {
+				t.Errorf("%v of %s without what can be missed: %+v", q, filepath.Base(f), got)
+			}
 		}
 	}
+}
+
+func sizeOf(t *testing.T, path string) int64 {
+	t.Helper()
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Size()
 }
 
 // vendorFile is the vendor's vmlinux of a machine's kernel.
