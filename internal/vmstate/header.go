@@ -12,6 +12,7 @@ const (
 	recordSubsection    = 0x05
 	recordDescription   = 0x06
 	recordConfiguration = 0x07
+	recordCommand       = 0x08
 	recordFooter        = 0x7e
 )
 

@@ -1,6 +1,7 @@
 package vmstate
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 )
@@ -28,8 +29,11 @@ const (
 // index, if not nil, is told where each page is, as far as the stream goes.
 func ramSections(b []byte, c configuration, index *RAM) (sections []Section, rest int, err error) {
 	var ram header
-	p := c.next
+	sections, p := earlySections(b, c)
 	for len(sections) < ramMaxSection {
+		if p, err = skipCommands(b, p); err != nil {
+			return nil, 0, err
+		}
 		h, ok := parseSectionHeader(b, p)
 		if !ok || h.kind == Full {
 			return sections, p, nil
@@ -57,6 +61,81 @@ func ramSections(b []byte, c configuration, index *RAM) (sections []Section, res
 		p = end + footerSize
 	}
 	return nil, 0, fmt.Errorf("%w: more than %d pieces of RAM", ErrUnsupported, ramMaxSection)
+}
+
+// earlySections reads the sections of devices that precede RAM, because they say what
+// of it there is (QEMU 8.0 include/migration/vmstate.h: early_setup, which virtio-mem
+// has). How long one is it does not say, but it is followed by another or by RAM. rest
+// is the offset of RAM; without such sections, or without RAM, it is that of the first.
+func earlySections(b []byte, c configuration) (sections []Section, rest int) {
+	const most = 64
+	if c.machine == "" {
+		return nil, c.next // a stream of devices alone
+	}
+	for p := c.next; len(sections) < most; {
+		h, ok := parseSectionHeader(b, p)
+		if !ok || h.kind != Full {
+			if ok && h.startsRAM() {
+				return sections, p
+			}
+			break
+		}
+		end := earlyEnd(b, h)
+		if end < 0 {
+			break
+		}
+		sections = append(sections, h.section(b, end))
+		p = end + footerSize
+	}
+	return nil, c.next
+}
+
+// earlyEnd is the offset of the footer of a section ahead of RAM, -1 without one.
+func earlyEnd(b []byte, h header) int {
+	const largest = 16 << 20 // a bit for each block of virtio-mem: 256 TiB in blocks of 2 MiB
+	b = b[:min(len(b), h.payload+largest)]
+	for p := h.payload; ; p++ {
+		n := bytes.IndexByte(b[p:], recordFooter)
+		if n < 0 {
+			return -1
+		}
+		if p += n; !footerAt(b, p, h.id) {
+			continue
+		}
+		next, ok := parseSectionHeader(b, p+footerSize)
+		if ok && (next.kind == Full && next.id != h.id || next.startsRAM()) {
+			return p
+		}
+	}
+}
+
+func (h header) startsRAM() bool {
+	return h.kind == Start && h.name == "ram" && h.version == ramVersion
+}
+
+// Commands to whoever loads the stream that change nothing of its state (QEMU 10.0
+// migration/savevm.c: enum qemu_vm_cmd; a machine of 10.0 sends the last one). Others
+// belong to migrations that no file can have, such as postcopy.
+const (
+	commandOpenReturnPath  = 1
+	commandPing            = 2
+	commandSwitchoverStart = 11
+)
+
+// skipCommands passes over commands: be16 command, be16 length, and as many bytes.
+func skipCommands(b []byte, p int) (int, error) {
+	for p < len(b) && b[p] == recordCommand {
+		r := reader{b: b, at: p + 1}
+		command, size := r.u16(), int(r.u16())
+		switch {
+		case r.short || size > len(b)-r.at:
+			return 0, fmt.Errorf("%w: command at offset %#x passes the end", ErrCorrupt, p)
+		case command != commandOpenReturnPath && command != commandPing && command != commandSwitchoverStart:
+			return 0, fmt.Errorf("%w: command %d at offset %#x", ErrUnsupported, command, p)
+		}
+		p = r.at + size
+	}
+	return p, nil
 }
 
 // ramPayload passes over the records from p on and returns the offset behind

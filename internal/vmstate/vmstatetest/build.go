@@ -39,6 +39,13 @@ func (s *Builder) Raw(b ...byte) *Builder {
 	return s
 }
 
+// Command appends a command to whoever loads the stream.
+func (s *Builder) Command(command uint16, data ...byte) *Builder {
+	s.b = binary.BigEndian.AppendUint16(append(s.b, 8), command)
+	s.b = binary.BigEndian.AppendUint16(s.b, uint16(len(data)))
+	return s.Raw(data...)
+}
+
 // SetID makes id the next section's; the ones after it count on from there.
 func (s *Builder) SetID(id uint32) *Builder {
 	s.nextID = id
