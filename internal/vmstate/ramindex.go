@@ -25,8 +25,9 @@ type RAMBlock struct {
 	Name string
 	Size uint64 // bytes
 
-	ram   *RAM
-	pages []pageRef // by number; shorter than the block if the last are not there
+	ram    *RAM
+	pages  []pageRef // by number; shorter than the block if the last are not there
+	mapped bool      // they have places of their own
 }
 
 // pageRef says where a page is: its offset in the stream, which is never 0, or that
@@ -107,7 +108,29 @@ func (b *RAMBlock) put(n uint64, ref pageRef) error {
 }
 
 // any reports whether there is a page.
-func (x *RAM) any() bool { return x.pages > 0 }
+func (x *RAM) any() bool {
+	return slices.ContainsFunc(x.Blocks, func(b *RAMBlock) bool { return len(b.pages) > 0 })
+}
+
+// interrupted forgets the pages of blocks with places of their own if none of any has
+// its bit set, and reports whether it did: the bits are written last of all (QEMU 10.0
+// migration/ram.c: ram_save_complete), and without them what was written and what is
+// zero look alike.
+func (x *RAM) interrupted() bool {
+	forget := false
+	for _, b := range x.Blocks {
+		if b.mapped && slices.ContainsFunc(b.pages, func(ref pageRef) bool { return ref != filled(0) }) {
+			return false
+		}
+		forget = forget || b.mapped
+	}
+	for _, b := range x.Blocks {
+		if b.mapped {
+			b.pages = nil
+		}
+	}
+	return forget
+}
 
 // A mapped block (QEMU 10.0 migration/ram.c: MappedRamHeader, mapped_ram_setup_ramblock):
 //
@@ -125,22 +148,24 @@ func mappedBlock(r *reader, size uint64, index *RAM) error {
 	if r.short {
 		return nil // and end there
 	}
-	have := uint64(len(r.b))
+	have, pages := uint64(len(r.b)), size/max(pageSize, 1)
 	switch {
 	case version != mappedVersion:
 		return fmt.Errorf("%w: mapped RAM of version %d at offset %#x", ErrUnsupported, version, at)
 	case bitmap == 0 && first == 0:
 		return nil // shared, and not here
-	case pageSize == 0 || bits.OnesCount64(pageSize) != 1 || size%pageSize != 0:
+	case bits.OnesCount64(pageSize) != 1 || size%pageSize != 0:
 		return fmt.Errorf("%w: mapped RAM of %#x bytes in pages of %#x at offset %#x", ErrCorrupt, size, pageSize, at)
-	case bitmap < uint64(r.at) || first < bitmap || first > have || size > have-first:
-		return fmt.Errorf("%w: mapped RAM at offset %#x: %#x bytes at %#x, bitmap at %#x, of %#x", ErrCorrupt, at, size, first, bitmap, have)
-	}
-	pages := size / pageSize
-	if (pages+63)/64*8 > first-bitmap {
+	case bitmap < uint64(r.at) || first < bitmap || first+size < first:
+		return fmt.Errorf("%w: mapped RAM at offset %#x: %#x bytes at %#x, bitmap at %#x", ErrCorrupt, at, size, first, bitmap)
+	case (pages+63)/64*8 > first-bitmap:
 		return fmt.Errorf("%w: mapped RAM at offset %#x: no room for a bitmap of %d pages", ErrCorrupt, at, pages)
+	case first > have:
+		return fmt.Errorf("%w: mapped RAM at offset %#x: the file ends at %#x, and pages begin at %#x", ErrCorrupt, at, have, first)
 	}
-	r.at = int(first + size)
+	if r.at = int(min(first+size, have)); first+size > have {
+		r.short = true // and what there is counts
+	}
 	if index == nil {
 		return nil
 	}
@@ -148,10 +173,13 @@ func mappedBlock(r *reader, size uint64, index *RAM) error {
 		return fmt.Errorf("%w: mapped RAM in pages of %#x, the machine's have %#x", ErrUnsupported, pageSize, index.PageSize)
 	}
 	b := index.Blocks[len(index.Blocks)-1]
+	b.mapped = true
 	for n := range pages {
 		ref := filled(0)
 		if r.b[bitmap+n/8]>>(n%8)&1 != 0 { // little-endian, as all hosts here
-			ref = pageRef(first + n*pageSize)
+			if ref = pageRef(first + n*pageSize); uint64(ref)+pageSize > have {
+				continue // absent
+			}
 		}
 		if err := b.put(n, ref); err != nil {
 			return err

@@ -101,6 +101,55 @@ func TestMappedRAM(t *testing.T) {
 	}
 }
 
+// mappedPages are those of a mapped stream, with the offset of the first block's bits.
+func mappedPages() (whole []byte, bits int) {
+	whole = withCPU(vmstatetest.NewMigration("pc-q35-10.0", "mapped-ram").MappedRAM(0x1000, machineBlocks, machinePages[1], machinePages[5]))
+	at := bytes.Index(whole, []byte("pc.ram")) + len("pc.ram") + 8
+	return whole, int(binary.BigEndian.Uint64(whole[at+12:]))
+}
+
+// TestMappedCut: of a file that ends early the pages that it has are there, zeros too,
+// and of the others it is said that they are not.
+func TestMappedCut(t *testing.T) {
+	whole, bits := mappedPages()
+	parts := 0
+	for n := 0; n < len(whole); n += 7 {
+		s, err := ParseMigration(whole[:n], arch.X86)
+		if (s == nil) == (err == nil) {
+			t.Fatalf("%#x bytes: %v with error %v", n, describe(s), err)
+		}
+		if err != nil {
+			continue
+		}
+		parts++
+		ram := s.RAM.Blocks[0]
+		for addr, want := range map[uint64]string{0x0000: "\x00\x00\x00\x00", 0x1000: "1111", 0x3000: "new!"} {
+			if b := ram.Slice(addr); b != nil && !bytes.Equal(b, pageOf(want)) {
+				t.Fatalf("%#x bytes: page %#x is another", n, addr)
+			}
+		}
+		first := bytes.Index(whole, pageOf("1111")) - 0x1000
+		if have, want := ram.Slice(0x1000) != nil, n >= first+0x2000; have != want || ram.Slice(0) == nil {
+			t.Fatalf("%#x bytes, pages from %#x: page 0x1000 is there %v, page 0 %v", n, first, have, ram.Slice(0) != nil)
+		}
+		if len(s.Problems) == 0 {
+			t.Fatalf("%#x bytes: not a word", n)
+		}
+	}
+	if parts < 0x8000/7 {
+		t.Errorf("%d of %d cuts have pages", parts, len(whole))
+	}
+
+	// Without the bits, which are written last, it is not known what pages are zero.
+	copy(whole[bits:], make([]byte, 8))
+	if s, err := ParseMigration(whole, arch.X86); err != nil || len(s.RAM.Blocks[0].Ranges()) != 1 || len(s.Problems) > 0 {
+		t.Errorf("a machine of zeros: %v, %v", describe(s), err)
+	}
+	if s, err := ParseMigration(whole[:len(whole)-1], arch.X86); err == nil || !strings.Contains(err.Error(), "interrupted") {
+		t.Errorf("interrupted: %v, %v", describe(s), err)
+	}
+}
+
 // TestMigrationCut: a stream that ends early has the pages that it has, and says that
 // something is missing.
 func TestMigrationCut(t *testing.T) {
@@ -150,6 +199,9 @@ func FuzzMigration(f *testing.F) {
 	f.Add(withCPU(vmstatetest.NewMigration("pc", "x-ignore-shared").Piece(1, "ram", 4, ramList("pc.ram", 1<<20)).Piece(3, "ram", 4, ramEnd())))
 	mapped := withCPU(vmstatetest.NewMigration("pc", "mapped-ram").MappedRAM(1, machineBlocks[1:], vmstatetest.Page{Block: "pc.bios", Data: pageOf("bios")}))
 	f.Add(mapped)
+	f.Add(mapped[:len(mapped)-0x1800])
+	f.Add(withCPU(vmstatetest.NewMigration("pc").Command(1).SetID(3).Section("early", 0, 1, []byte{1, 2, 3}).SetID(1).
+		Piece(1, "ram", 4, ramList("pc.ram", 1<<20)).Command(11).Piece(3, "ram", 4, ramEnd())))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := ParseMigration(b, arch.X86)
 		if (s == nil) == (err == nil) {

@@ -148,12 +148,16 @@ func ParseMigration(b []byte, a *arch.Arch) (*State, error) {
 	if err = s.readSections(b, c, s.RAM); err == nil {
 		err = s.decode(a)
 	}
-	switch {
-	case err != nil && !s.RAM.any():
-		return nil, err
-	case err != nil:
-		s.problem("not all of the stream is understood: %v", err)
+	if err == nil {
+		return s, nil
 	}
+	if s.RAM.interrupted() {
+		err = fmt.Errorf("%w; the migration was interrupted before it said which pages it has written", err)
+	}
+	if !s.RAM.any() {
+		return nil, err
+	}
+	s.problem("not all of the stream is understood: %v", err)
 	return s, nil
 }
 
