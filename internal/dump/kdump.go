@@ -90,8 +90,12 @@ func IsKdump(head []byte) bool {
 	return false
 }
 
-// machineNames are the architectures by utsname.machine.
-var machineNames = map[string]*arch.Arch{"x86_64": arch.X86}
+// machineNames are the architectures by utsname.machine. QEMU 10.0 writes no name of
+// any (dump/dump.c: create_header64, ELF_MACHINE_UNAME); then the notes tell, since only
+// x86 has QEMU's own (target/i386/arch_dump.c).
+var machineNames = map[string]*arch.Arch{"x86_64": arch.X86, unnamed: arch.X86}
+
+const unnamed = "Unknown"
 
 // ReadKdump reads the headers, bitmaps and notes of a file, flattened or not.
 func ReadKdump(r io.ReaderAt, size uint64) (*Kdump, error) {
@@ -130,6 +134,9 @@ func ReadKdump(r io.ReaderAt, size uint64) (*Kdump, error) {
 	h, err := k.readSubHeader(head)
 	if err != nil {
 		return nil, err
+	}
+	if name == unnamed && !k.QEMU {
+		return nil, fmt.Errorf("at %#x: a dump of machine %q without notes of an x86's CPUs: %w", atMachine, name, ErrUnsupported)
 	}
 	if err := k.readBitmaps(head, h); err != nil {
 		return nil, err

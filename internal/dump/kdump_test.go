@@ -245,6 +245,25 @@ func TestForeignKdump(t *testing.T) {
 	}
 }
 
+// TestUnnamedMachine: QEMU 10.0 does not say of what machine a dump is; its notes do.
+func TestUnnamedMachine(t *testing.T) {
+	page := dumptest.Page{Number: 1, Data: make([]byte, 4096)}
+	for _, tt := range []struct {
+		notes []dumptest.Note
+		want  error
+	}{
+		{dumptest.CPU(kernelCPU), nil},
+		{[]dumptest.Note{dumptest.Status(kernelCPU)}, dump.ErrUnsupported},
+		{nil, dump.ErrUnsupported},
+	} {
+		b := dumptest.Kdump(8, dumptest.Notes(tt.notes...), page)
+		copy(b[12+4*65:], "Unknown")
+		if k, err := readKdump(b); !errors.Is(err, tt.want) || (k == nil) != (tt.want != nil) {
+			t.Errorf("%d notes: %v, want %v", len(tt.notes), err, tt.want)
+		}
+	}
+}
+
 func TestFlat(t *testing.T) {
 	want := make([]byte, 12345)
 	for i := range want {
