@@ -1,6 +1,7 @@
 package memfile
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -51,19 +52,22 @@ func (f *File) openMigration(given *Layout) error {
 // video memory.
 const largestDevice = 256 << 20
 
-// mainBlock is the block of the machine's memory: the largest, since its name is
-// anybody's choice.
+// mainBlock is the block of the machine's memory. Its name is anybody's choice: it is
+// the one that the firmware's map in it is of, or else the largest. Memory that can be
+// plugged may be more than what a machine begins with.
 func (f *File) mainBlock(ram *vmstate.RAM) (*vmstate.RAMBlock, error) {
 	if len(ram.Blocks) == 0 {
 		return nil, fmt.Errorf("a state of devices without RAM: %w", ErrForeign)
 	}
-	largest := func(a, b *vmstate.RAMBlock) int { // the first of several
-		if a.Size < b.Size {
-			return -1
+	// From the largest on: what a guest writes into a device's is none of the firmware's.
+	bySize := slices.SortedStableFunc(slices.Values(ram.Blocks), func(a, b *vmstate.RAMBlock) int { return cmp.Compare(b.Size, a.Size) })
+	block := bySize[0]
+	for _, b := range bySize {
+		if _, ok := firmwareLayout(b); ok {
+			block = b
+			break
 		}
-		return 1
 	}
-	block := slices.MaxFunc(ram.Blocks, largest)
 	for _, b := range ram.Blocks {
 		if b != block && b.Size >= largestDevice {
 			f.Problems = append(f.Problems, fmt.Sprintf("where the %#x bytes of %.40q lie in physical memory is not known: they cannot be read", b.Size, b.Name))
@@ -76,12 +80,8 @@ func (f *File) mainBlock(ram *vmstate.RAM) (*vmstate.RAMBlock, error) {
 	return block, nil
 }
 
-// streamLayout says where the block's bytes lie, by the person's word, the firmware's
-// map, or the machine's type.
-func (f *File) streamLayout(block *vmstate.RAMBlock, machine string, given *Layout) (*Layout, error) {
-	if given != nil {
-		return given, nil
-	}
+// firmwareLayout is the layout by a map in the first MiB of a block.
+func firmwareLayout(block *vmstate.RAMBlock) (*Layout, bool) {
 	low := make([]byte, 0, firmware)
 	for len(low) < cap(low) {
 		b := block.Slice(uint64(len(low)))
@@ -90,9 +90,19 @@ func (f *File) streamLayout(block *vmstate.RAMBlock, machine string, given *Layo
 		}
 		low = append(low, b[:min(len(b), cap(low)-len(low))]...)
 	}
+	l, _, ok := searchE820(low, mem.Range{Last: uint64(len(low)) - 1}, block.Size)
+	return l, ok
+}
+
+// streamLayout says where the block's bytes lie, by the person's word, the firmware's
+// map, or the machine's type.
+func (f *File) streamLayout(block *vmstate.RAMBlock, machine string, given *Layout) (*Layout, error) {
+	if given != nil {
+		return given, nil
+	}
 	name := machineName(machine)
 	rule := machines[name]
-	l, _, ok := searchE820(low, mem.Range{Last: uint64(len(low)) - 1}, block.Size)
+	l, ok := firmwareLayout(block)
 	switch {
 	case ok:
 		return l, nil

@@ -103,6 +103,30 @@ func TestMigrationHole(t *testing.T) {
 	}
 }
 
+// TestMigrationOfLittleMemory: memory that can be plugged is not the machine's although
+// it is more, if the firmware's map says so, and what a guest writes elsewhere does not.
+func TestMigrationOfLittleMemory(t *testing.T) {
+	blocks := []vmstatetest.Block{{Name: "vram", Size: 16 << 20}, {Name: "main", Size: 512 << 20}, {Name: "plugged", Size: gib}}
+	table := func(block string, size uint64) vmstatetest.Page {
+		b := e820([][3]uint64{{0, 0x9fc00, 1}, {0x9fc00, 0x400, 2}, {0xf0000, 0x10000, 2}, {0x100000, size - 0x100000, 1}}...)
+		return vmstatetest.Page{Block: block, Addr: 0xf5000, Data: append(b, make([]byte, 4096-len(b))...)}
+	}
+	for _, tt := range []struct {
+		pages []vmstatetest.Page
+		want  uint64
+	}{
+		{[]vmstatetest.Page{table("vram", 16<<20), table("main", 512<<20)}, 512 << 20},
+		{[]vmstatetest.Page{table("main", gib), {Block: "plugged", Data: []byte{1}}}, gib},
+	} {
+		b := cpuOf(vmstatetest.NewMigration("pc-q35-7.2").RAM(blocks, tt.pages...))
+		f := open(t, write(t, int64(len(b)), map[int64][]byte{0: b}), "")
+		missing := fmt.Sprintf("%#x bytes of the machine's memory are not in the file", tt.want-4096)
+		if text := strings.Join(f.Problems, "\n"); !strings.Contains(text, missing) || !strings.Contains(text, "where the ") {
+			t.Errorf("%d pages: %q", len(tt.pages), text)
+		}
+	}
+}
+
 // TestMigrationWithoutRAM: a stream that has no RAM says where it is.
 func TestMigrationWithoutRAM(t *testing.T) {
 	devices := cpuOf(vmstatetest.NewDevices())
