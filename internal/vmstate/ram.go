@@ -26,30 +26,40 @@ const (
 // their ends are certain; nothing in RAM can be mistaken for the end of one.
 // rest is the offset of what follows.
 //
+// Ahead of a piece there may be sections of devices that say what of RAM there is (QEMU
+// 8.0 include/migration/vmstate.h: early_setup, which virtio-mem has).
+//
 // index, if not nil, is told where each page is, as far as the stream goes.
 func ramSections(b []byte, c configuration, index *RAM) (sections []Section, rest int, err error) {
 	var ram header
-	sections, p := earlySections(b, c)
-	for len(sections) < ramMaxSection {
+	var early []Section
+	rest = c.next
+	for p := c.next; len(sections) < ramMaxSection; {
 		if p, err = skipCommands(b, p); err != nil {
 			return nil, 0, err
 		}
 		h, ok := parseSectionHeader(b, p)
+		if ok && h.kind == Full && ram.kind != End && c.machine != "" {
+			if end := earlyEnd(b, h, ram.id); end >= 0 && len(early) < maxEarly {
+				early = append(early, h.section(b, end))
+				p = end + footerSize
+				continue
+			}
+		}
 		if !ok || h.kind == Full {
-			return sections, p, nil
+			return sections, rest, nil // what no piece of RAM followed is devices
 		}
 		switch {
 		case h.kind == Start && ram.kind != 0, h.kind != Start && (ram.kind == 0 || h.id != ram.id):
 			return nil, 0, fmt.Errorf("%w: piece of section %d at offset %#x, only ram is known to come in pieces",
 				ErrUnsupported, h.id, p)
-		case h.kind == Start && (h.name != "ram" || h.version != ramVersion):
+		case h.kind == Start && !h.startsRAM():
 			return nil, 0, fmt.Errorf("%w: section %q version %d in pieces at offset %#x",
 				ErrUnsupported, h.name, h.version, p)
-		case h.kind == Start:
-			ram = h
-		default:
+		case h.kind != Start:
 			h.name, h.instance, h.version = ram.name, ram.instance, ram.version
 		}
+		ram = h
 		end, err := ramPayload(b, h.payload, c, index)
 		if err != nil {
 			return nil, 0, err
@@ -57,43 +67,25 @@ func ramSections(b []byte, c configuration, index *RAM) (sections []Section, res
 		if !footerAt(b, end, h.id) {
 			return nil, 0, fmt.Errorf("%w: no end of section %q at offset %#x", ErrCorrupt, h.name, end)
 		}
-		sections = append(sections, h.section(b, end))
+		sections, early = append(append(sections, early...), h.section(b, end)), nil
 		p = end + footerSize
+		rest = p
 	}
 	return nil, 0, fmt.Errorf("%w: more than %d pieces of RAM", ErrUnsupported, ramMaxSection)
 }
 
-// earlySections reads the sections of devices that precede RAM, because they say what
-// of it there is (QEMU 8.0 include/migration/vmstate.h: early_setup, which virtio-mem
-// has). How long one is it does not say, but it is followed by another or by RAM. rest
-// is the offset of RAM; without such sections, or without RAM, it is that of the first.
-func earlySections(b []byte, c configuration) (sections []Section, rest int) {
-	const most = 64
-	if c.machine == "" {
-		return nil, c.next // a stream of devices alone
-	}
-	for p := c.next; len(sections) < most; {
-		h, ok := parseSectionHeader(b, p)
-		if !ok || h.kind != Full {
-			if ok && h.startsRAM() {
-				return sections, p
-			}
-			break
-		}
-		end := earlyEnd(b, h)
-		if end < 0 {
-			break
-		}
-		sections = append(sections, h.section(b, end))
-		p = end + footerSize
-	}
-	return nil, c.next
-}
+// Bounds of what devices say ahead of RAM: virtio-mem has a bit for each block, so
+// this is 256 TiB in blocks of 2 MiB.
+const (
+	maxEarly     = 64
+	maxEarlySize = 16 << 20
+)
 
-// earlyEnd is the offset of the footer of a section ahead of RAM, -1 without one.
-func earlyEnd(b []byte, h header) int {
-	const largest = 16 << 20 // a bit for each block of virtio-mem: 256 TiB in blocks of 2 MiB
-	b = b[:min(len(b), h.payload+largest)]
+// earlyEnd is the offset of the footer of a section ahead of RAM, -1 without one: the
+// first that is followed by such a section again or by a piece of RAM, whose number is
+// known once it has started.
+func earlyEnd(b []byte, h header, ram uint32) int {
+	b = b[:min(len(b), h.payload+maxEarlySize)]
 	for p := h.payload; ; p++ {
 		n := bytes.IndexByte(b[p:], recordFooter)
 		if n < 0 {
@@ -102,8 +94,12 @@ func earlyEnd(b []byte, h header) int {
 		if p += n; !footerAt(b, p, h.id) {
 			continue
 		}
-		next, ok := parseSectionHeader(b, p+footerSize)
-		if ok && (next.kind == Full && next.id != h.id || next.startsRAM()) {
+		at, err := skipCommands(b, p+footerSize)
+		next, ok := parseSectionHeader(b, at)
+		if err != nil || !ok {
+			continue
+		}
+		if next.startsRAM() || next.kind == Full && next.id != h.id || (next.kind == Part || next.kind == End) && next.id == ram {
 			return p
 		}
 	}
