@@ -111,8 +111,13 @@ func (l *Layout) split(size uint64) (below, above uint64) {
 	return min(below, size), l.Above
 }
 
-// openRaw takes the file for bare memory.
+// openRaw takes the file for bare memory, on a person's word or if it is nothing else.
 func (f *File) openRaw(l *Layout) error {
+	if l == nil {
+		if err := foreign(f.data[:min(headSize, f.size)]); err != nil {
+			return err
+		}
+	}
 	if f.size%4096 != 0 {
 		return fmt.Errorf("at 0x0: neither a dump nor whole pages of memory (%#x bytes): %w", f.size, ErrForeign)
 	}

@@ -224,13 +224,41 @@ func TestDumps(t *testing.T) {
 	}
 }
 
-// What is no machine's memory is refused in a line that says where it is seen.
+// What is no machine's memory is refused in a line that says where it is seen, of any
+// size, unless a person says that it is memory.
 func TestForeign(t *testing.T) {
 	text := []byte(strings.Repeat("a text\n", 1000))
-	for name, b := range map[string][]byte{"empty": nil, "text": text, "small": make([]byte, 8192)} {
-		_, err := memfile.Open(write(t, int64(len(b)), map[int64][]byte{0: b}), memfile.Options{})
+	for name, tt := range map[string]struct {
+		at   int64
+		b    []byte
+		size int64
+	}{
+		"empty": {}, "text": {0, text, int64(len(text))}, "small": {0, []byte{1}, 8192},
+		"libvirt":    {0, []byte("LibvirtQemudSave\x02\x00\x00\x00"), 3 << 20},
+		"qcow2":      {0, []byte("QFI\xfb\x00\x00\x00\x03"), 3 << 20},
+		"LiME":       {0, []byte("EMiL\x01\x00\x00\x00"), 3 << 20},
+		"Windows":    {0, []byte("PAGEDU64"), 3 << 20},
+		"gzip":       {0, []byte("\x1f\x8b\x08\x00"), 3<<20 + 5},
+		"xz":         {0, []byte("\xfd7zXZ\x00\x00\x04"), 3 << 20},
+		"zstd":       {0, []byte("\x28\xb5\x2f\xfd\x04"), 3 << 20},
+		"VMware":     {0, []byte("KDMV\x01\x00\x00\x00"), 3 << 20},
+		"VirtualBox": {64, []byte("\x7f\x10\xda\xbe"), 3 << 20},
+		"hibernates": {4086, []byte("S1SUSPEND"), 3 << 20},
+		"a disk":     {512, []byte("EFI PART"), 1 << 20},
+	} {
+		path := write(t, tt.size, map[int64][]byte{tt.at: tt.b})
+		_, err := memfile.Open(path, memfile.Options{})
 		if !errors.Is(err, memfile.ErrForeign) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if tt.size == 3<<20 {
+			if !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), fmt.Sprintf("at %#x", tt.at)) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if f := open(t, path, "flat"); f.Size() != 3<<20 {
+				t.Errorf("%s: said to be memory, and %#x bytes are", name, f.Size())
+			}
 		}
 	}
 	if _, err := memfile.Open(t.TempDir(), memfile.Options{}); !errors.Is(err, memfile.ErrForeign) {
