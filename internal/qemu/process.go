@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -53,11 +54,8 @@ func (p procFS) processes(uid int) ([]Process, error) {
 
 // process describes one process; ok is false if it is not a QEMU or has ended.
 func (p procFS) process(pid int) (q Process, ok bool) {
-	args, err := p.args(pid)
-	if err != nil || len(args) == 0 {
-		return Process{}, false
-	}
-	if exe, err := os.Readlink(p.path(pid, "exe")); !isQEMU(args[0]) && (err != nil || !isQEMU(exe)) {
+	args, ok := p.qemuArgs(pid)
+	if !ok {
 		return Process{}, false
 	}
 	uid, err := p.uid(pid)
@@ -69,6 +67,42 @@ func (p procFS) process(pid int) (q Process, ok bool) {
 	q.QMP = p.firstListening(pid, opts.qmpDevices())
 	q.Stub = p.firstListening(pid, []map[string]string{opts.stubDevice()})
 	return q, true
+}
+
+// qemuArgs is the command line of a process; ok is false if that is not a QEMU.
+func (p procFS) qemuArgs(pid int) (args []string, ok bool) {
+	args, err := p.args(pid)
+	if err != nil || len(args) == 0 {
+		return nil, false
+	}
+	exe, err := os.Readlink(p.path(pid, "exe"))
+	return args, isQEMU(args[0]) || err == nil && isQEMU(exe)
+}
+
+// Opened returns the PID of a QEMU that has a file open, as it has the memory of its
+// machine; 0 if none has that this user may look into.
+func Opened(file os.FileInfo) int { return proc.opened(file) }
+
+func (p procFS) opened(file os.FileInfo) int {
+	pids, err := p.pids()
+	if err != nil {
+		return 0
+	}
+	for _, pid := range pids {
+		if _, ok := p.qemuArgs(pid); !ok {
+			continue
+		}
+		fds, err := p.fds(pid)
+		if err != nil {
+			continue // somebody else's
+		}
+		for fd := range fds {
+			if st, err := os.Stat(p.path(pid, "fd/"+strconv.Itoa(fd))); err == nil && os.SameFile(st, file) {
+				return pid
+			}
+		}
+	}
+	return 0
 }
 
 // isQEMU tells by the program's name: "qemu-system-x86_64", and as some

@@ -3,11 +3,13 @@ package target
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/machine"
 	"nestdbg/internal/mem"
 	"nestdbg/internal/memfile"
+	"nestdbg/internal/qemu"
 	"nestdbg/internal/session"
 )
 
@@ -17,7 +19,8 @@ type Dead struct {
 	file *memfile.File
 }
 
-func openFile(path string, opt Options) (*Dead, error) {
+// openFile opens a file. One that a running QEMU has open is not of one moment.
+func openFile(path string, st os.FileInfo, opt Options) (*Dead, error) {
 	var o memfile.Options
 	if opt.Layout != "" {
 		l, err := memfile.ParseLayout(opt.Layout)
@@ -29,6 +32,10 @@ func openFile(path string, opt Options) (*Dead, error) {
 	f, err := memfile.Open(path, o)
 	if err != nil {
 		return nil, err
+	}
+	if pid := qemu.Opened(st); pid != 0 {
+		f.Problems = append(f.Problems, fmt.Sprintf("QEMU %d has the file open and may write to it while it is read: "+
+			"what is seen may never have been so; look at the machine itself with -t %d", pid, pid))
 	}
 	return &Dead{still{fmt.Sprintf("%s (%s)", f.Path, f.Kind)}, f}, nil
 }

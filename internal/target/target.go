@@ -64,7 +64,7 @@ func Recognise(ctx context.Context, spec string, opt Options) (Target, error) {
 		}
 		return Open(ctx, spec)
 	}
-	return openFile(spec, opt)
+	return openFile(spec, st, opt)
 }
 
 // openDirectory opens a directory, which is a snapshot.
