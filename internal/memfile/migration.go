@@ -35,12 +35,13 @@ func (f *File) openMigration(given *Layout) error {
 	if err != nil {
 		return err
 	}
-	m := &streamed{block: block}
 	layout, err := f.streamLayout(block, s.MachineType, given)
 	if err != nil {
 		return err
 	}
+	m := &streamed{block: block}
 	m.below, m.above = layout.split(block.Size)
+	m.known, m.populated = m.ranges(block.Ranges()), m.ranges(block.Populated())
 	f.memory = m
 	if missing := block.Size - f.Size(); missing > 0 {
 		f.Problems = append(f.Problems, fmt.Sprintf("%#x bytes of the machine's memory are not in the file", missing))
@@ -120,6 +121,9 @@ func (f *File) streamLayout(block *vmstate.RAMBlock, machine string, given *Layo
 type streamed struct {
 	block        *vmstate.RAMBlock
 	below, above uint64
+	// known is what the stream tells, and populated what of it is not zero: a look asks
+	// often, and the block has to look at each page.
+	known, populated []mem.Range
 }
 
 // at is the address in the block of a physical address.
@@ -149,7 +153,7 @@ func (m *streamed) ranges(in []mem.Range) []mem.Range {
 }
 
 // PhysRanges implements mem.PhysRanger.
-func (m *streamed) PhysRanges() []mem.Range { return m.ranges(m.block.Ranges()) }
+func (m *streamed) PhysRanges() []mem.Range { return slices.Clone(m.known) }
 
 // FileOffset implements memory.
 func (m *streamed) FileOffset(a mem.Phys) (uint64, bool) {

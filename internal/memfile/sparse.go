@@ -2,6 +2,7 @@ package memfile
 
 import (
 	"errors"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +21,7 @@ func (f *File) PopulatedRanges() []mem.Range {
 	case *mem.Image:
 		image = m
 	case *streamed:
-		return m.ranges(m.block.Populated())
+		return slices.Clone(m.populated)
 	default:
 		return f.PhysRanges()
 	}
