@@ -2,8 +2,8 @@ package kallsyms
 
 import (
 	"fmt"
-	"slices"
-	"sort"
+
+	"nestdbg/internal/mem"
 )
 
 // Memory that was overwritten costs some symbols, not the table: the markers say
@@ -81,36 +81,13 @@ func (n *names) agree(markers []int) bool {
 // keepOrder finds the fewest addresses without which the others ascend, and moves
 // each of them to the one before it, so that what is searched stays in order.
 func keepOrder(addrs []uint64) (lost map[int]bool, err error) {
-	// The longest run that ascends, by patience: ends[n] is the index of the lowest
-	// address that ends a run of n+1.
-	ends := make([]int, 0, len(addrs))
-	before := make([]int, len(addrs))
-	for i, a := range addrs {
-		n := sort.Search(len(ends), func(j int) bool { return addrs[ends[j]] > a })
-		if n == len(ends) {
-			ends = append(ends, i)
-		}
-		ends[n], before[i] = i, -1
-		if n > 0 {
-			before[i] = ends[n-1]
-		}
+	moved := mem.MendOrder(addrs)
+	if len(moved) > len(addrs)/maxDamage {
+		return nil, fmt.Errorf("%d of %d addresses are out of order", len(moved), len(addrs))
 	}
-	count := len(addrs) - len(ends)
-	if count > len(addrs)/maxDamage {
-		return nil, fmt.Errorf("%d of %d addresses are out of order", count, len(addrs))
-	}
-	kept := make([]bool, len(addrs))
-	for i := ends[len(ends)-1]; i >= 0; i = before[i] {
-		kept[i] = true
-	}
-	lost = make(map[int]bool, count)
-	last := addrs[slices.Index(kept, true)]
-	for i := range addrs {
-		if kept[i] {
-			last = addrs[i]
-			continue
-		}
-		lost[i], addrs[i] = true, last
+	lost = make(map[int]bool, len(moved))
+	for _, i := range moved {
+		lost[i] = true
 	}
 	return lost, nil
 }
