@@ -175,6 +175,11 @@ func (f *fake) poke(va, v uint64) {
 	binary.LittleEndian.PutUint64(f.ram[f.physOf(va):], v)
 }
 
+// poke16 stores two bytes at a kernel address.
+func (f *fake) poke16(va uint64, v uint16) {
+	binary.LittleEndian.PutUint16(f.ram[f.physOf(va):], v)
+}
+
 func (f *fake) physOf(va uint64) uint64 {
 	if va-fakeText < fakeImage {
 		return va - fakeText + fakeImagePA

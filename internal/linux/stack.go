@@ -43,7 +43,8 @@ func (f *Frame) Symbolize(k *Kernel) (Place, bool) {
 // Unwinder makes backtraces in one kernel. It keeps the unwind tables it read, so
 // it is for one look at the machine, and for one goroutine.
 type Unwinder struct {
-	// Problems are tables that are not there; frames of their code are guesses.
+	// Problems are tables that are not there, so that frames of their code are guesses,
+	// and tables that are damaged.
 	Problems []Problem
 
 	k       *Kernel
@@ -62,6 +63,7 @@ func (k *Kernel) Unwinder() *Unwinder {
 		u.Problems = append(u.Problems, Problem{"no unwind table (" + optionUnwind + ")", err})
 	}
 	u.core = table
+	u.noteDamage("unwind table", table)
 	u.thunkFirst, u.thunkEnd = k.thunkRange()
 	for _, s := range [][2]string{{"_stext", "_etext"}, {"_sinittext", "_einittext"}} {
 		first, ok1 := k.lookupCore(s[0])
@@ -314,9 +316,20 @@ func (u *Unwinder) moduleTable(m *Module) *orc.Table {
 		if table, err = u.k.ModuleUnwind(m); err != nil {
 			u.Problems = append(u.Problems, Problem{"unwind table of " + m.Name, err})
 		}
+		u.noteDamage("unwind table of "+m.Name, table)
 		u.modules[m.Addr] = table
 	}
 	return table
+}
+
+// noteDamage notes what is wrong with a table; nil if there is none.
+func (u *Unwinder) noteDamage(what string, table *orc.Table) {
+	if table == nil {
+		return
+	}
+	if damage := table.Damage(); damage != "" {
+		u.Problems = append(u.Problems, Problem{what, fmt.Errorf("%s: %w", damage, orc.ErrCorrupt)})
+	}
 }
 
 // TaskOn is the task of the CPU with these registers: by the CPU's own data, or,

@@ -101,6 +101,10 @@ type Table struct {
 	address uint64 // runtime address of ip
 	unwind  []byte // 6 bytes per entry
 	version Version
+
+	damaged int          // entries that cannot be decoded, or whose address is lost
+	starts  []uint64     // in order, instead of ip if some addresses are lost
+	lost    map[int]bool // addresses that are damaged, and that of a neighbour in starts; nil if none is
 }
 
 const (
@@ -108,11 +112,16 @@ const (
 	entrySize = 6
 	// maxEntries is ten times what the largest distribution kernels have.
 	maxEntries = 1 << 22
+	// maxDamage is the share of a table, one in so many, that may be damaged. More is
+	// no table with damage: it is something else.
+	maxDamage = 4
 )
 
 // New checks and joins the bytes of .orc_unwind_ip, whose runtime address is
 // ipAddress, and of .orc_unwind. The table keeps both slices, and they must not
-// change. Every entry is decoded once, so that the wrong version does not pass.
+// change. Every entry is decoded once, so that neither the wrong version passes nor
+// something that is no table. Memory that was overwritten costs the entries that it
+// held, not the table; see Damage.
 func New(ip, unwind []byte, ipAddress uint64, v Version) (*Table, error) {
 	count := len(ip) / ipSize
 	if len(ip)%ipSize != 0 || len(unwind) != count*entrySize || count == 0 || count > maxEntries {
@@ -120,16 +129,53 @@ func New(ip, unwind []byte, ipAddress uint64, v Version) (*Table, error) {
 			ErrCorrupt, len(ip), len(unwind))
 	}
 	t := &Table{ip: ip, address: ipAddress, unwind: unwind, version: v}
+	last, ordered := uint64(0), true
 	for i := range count {
-		if i > 0 && t.start(i) < t.start(i-1) {
-			return nil, fmt.Errorf("%w: entry %d for %#x follows one for %#x",
-				ErrCorrupt, i, t.start(i), t.start(i-1))
+		start := t.start(i)
+		ordered = ordered && start >= last
+		last = start
+		if _, ok := t.entry(i); ok {
+			continue
 		}
-		if _, err := t.entry(i); err != nil {
-			return nil, fmt.Errorf("%w: entry %d for %#x: %w", ErrCorrupt, i, t.start(i), err)
+		if t.damaged++; t.damaged > count/maxDamage {
+			return nil, fmt.Errorf("%w: %d of %d entries are not of version %d, such as flags %#x for %#x",
+				ErrCorrupt, t.damaged, i+1, v, t.flags(i), start)
 		}
 	}
+	if !ordered {
+		t.mend()
+	}
+	if t.damaged > count/maxDamage {
+		return nil, fmt.Errorf("%w: %d of %d entries are damaged or out of order", ErrCorrupt, t.damaged, count)
+	}
 	return t, nil
+}
+
+// mend finds the addresses that are out of order. Where such an entry begins is not
+// known, and so not where the one before it ends: the entry gets the address of the
+// one before, and both are Undefined from there to the next.
+func (t *Table) mend() {
+	starts := make([]uint64, t.Len())
+	for i := range starts {
+		starts[i] = t.start(i)
+	}
+	t.lost = map[int]bool{}
+	for _, i := range mem.MendOrder(starts) {
+		t.lost[i] = true
+		if _, ok := t.entry(i); ok { // else it was counted
+			t.damaged++
+		}
+	}
+	t.starts = starts
+}
+
+// Damage says in words how much of the table was overwritten; empty if nothing is
+// known to be.
+func (t *Table) Damage() string {
+	if t.damaged == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d entries are damaged", t.damaged, t.Len())
 }
 
 // Len is the number of entries.
@@ -140,11 +186,15 @@ func (t *Table) Version() Version { return t.version }
 
 // start is the address from which on entry i applies.
 func (t *Table) start(i int) uint64 {
+	if t.starts != nil {
+		return t.starts[i]
+	}
 	offset := int32(binary.LittleEndian.Uint32(t.ip[ipSize*i:]))
 	return t.address + uint64(ipSize*i) + uint64(int64(offset))
 }
 
-func (t *Table) entry(i int) (Entry, error) {
+// entry decodes entry i; not ok if there is no such entry in this version.
+func (t *Table) entry(i int) (e Entry, ok bool) {
 	b := t.unwind[entrySize*i:]
 	return t.version.decode(
 		int16(binary.LittleEndian.Uint16(b)),
@@ -152,12 +202,24 @@ func (t *Table) entry(i int) (Entry, error) {
 		binary.LittleEndian.Uint16(b[4:]))
 }
 
+func (t *Table) flags(i int) uint16 { return binary.LittleEndian.Uint16(t.unwind[entrySize*i+4:]) }
+
+// known is what entry i says: Undefined, if it is damaged.
+func (t *Table) known(i int) Entry {
+	e, ok := t.entry(i)
+	if !ok || t.lost[i] {
+		return Entry{}
+	}
+	return e
+}
+
 // Find returns the entry that applies at pc. For a pc that is a return address,
 // ask for pc-1: the call may be the last instruction of its function.
 //
 // The table covers the addresses from its first entry up to, not including, its
 // last, which is there to end the one before. Of several entries for one
-// address the last counts: the build puts those that end a section first.
+// address the last counts: the build puts those that end a section first. What is
+// damaged is Undefined.
 func (t *Table) Find(pc uint64) (Entry, bool) {
 	low, high := 0, t.Len()
 	for low < high {
@@ -170,8 +232,7 @@ func (t *Table) Find(pc uint64) (Entry, bool) {
 	if low == 0 || low == t.Len() {
 		return Entry{}, false
 	}
-	e, err := t.entry(low - 1)
-	return e, err == nil // New has decoded them all
+	return t.known(low - 1), true
 }
 
 // All yields the entries with the addresses they apply to, ascending and
@@ -183,11 +244,7 @@ func (t *Table) All() iter.Seq2[mem.Range, Entry] {
 			if first == next {
 				continue
 			}
-			e, err := t.entry(i)
-			if err != nil {
-				continue // cannot be: New has decoded it
-			}
-			if !yield(mem.Range{First: first, Last: next - 1}, e) {
+			if !yield(mem.Range{First: first, Last: next - 1}, t.known(i)) {
 				return
 			}
 		}

@@ -131,6 +131,69 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
+// TestDamage overwrites a few entries of a table: they are Undefined, and so is what
+// borders on a lost address, since where it ends is lost too. All else is as before.
+func TestDamage(t *testing.T) {
+	const n = 40
+	undefined := func(first, end uint64) func(uint64) bool {
+		return func(pc uint64) bool { return pc >= text+first && pc < text+end }
+	}
+	for _, tt := range []struct {
+		name   string
+		edit   func(all []raw)
+		lost   func(pc uint64) bool
+		damage string
+	}{
+		{"nothing", func([]raw) {}, undefined(0, 0), ""},
+		{"no such entry", func(all []raw) { all[3].flags = 0xffff }, undefined(0x30, 0x40), "1 of 40 entries are damaged"},
+		{"no such entries", func(all []raw) { all[3].flags, all[9].flags = 0xffff, 0x209f },
+			func(pc uint64) bool { return undefined(0x30, 0x40)(pc) || undefined(0x90, 0xa0)(pc) }, "2 of 40 entries are damaged"},
+		{"an address too high", func(all []raw) { all[3].start += 0x400000 }, undefined(0x20, 0x40), "1 of 40 entries are damaged"},
+		{"an address too low", func(all []raw) { all[3].start -= 0x400000 }, undefined(0x20, 0x40), "1 of 40 entries are damaged"},
+		{"both of one", func(all []raw) { all[3].start, all[3].flags = text, 0xffff }, undefined(0x20, 0x40), "1 of 40 entries are damaged"},
+		{"the first address", func(all []raw) { all[0].start += 0x1000 }, undefined(0, 0x10), "1 of 40 entries are damaged"},
+		{"two neighbours", func(all []raw) { all[3].start, all[4].start = text+0x5000, text+0x4000 }, undefined(0x20, 0x50), "2 of 40 entries are damaged"},
+	} {
+		all := manyEntries(n)
+		tt.edit(all)
+		table := newTable(t, orc.V3, all)
+		if got := table.Damage(); got != tt.damage {
+			t.Errorf("%s: damage %q, want %q", tt.name, got, tt.damage)
+		}
+		for pc := uint64(text); pc < text+16*(n-1); pc++ {
+			want := orc.Entry{Type: orc.Call, Base: orc.BaseSP, SPOffset: 8}
+			if tt.lost(pc) {
+				want = orc.Entry{}
+			}
+			// Nothing says that there is anything before the first address that is left.
+			if got, ok := table.Find(pc); got != want || !ok && pc >= text+16 {
+				t.Errorf("%s: Find(%#x) = %+v, %v, want %+v", tt.name, pc, got, ok, want)
+				break
+			}
+		}
+		next := uint64(0)
+		for r, e := range table.All() {
+			if got, ok := table.Find(r.First); next != 0 && r.First != next || !ok || got != e {
+				t.Errorf("%s: All has %v %+v, Find %+v", tt.name, r, e, got)
+			}
+			next = r.Last + 1
+		}
+	}
+	for name, edit := range map[string]func(*raw){
+		"entries":   func(e *raw) { e.flags = 0xffff },
+		"addresses": func(e *raw) { e.start = text },
+	} {
+		all := manyEntries(n)
+		for i := range all[:n/3] {
+			edit(&all[n-1-2*i])
+		}
+		ip, unwind := sections(all)
+		if table, err := orc.New(ip, unwind, ipAddress, orc.V3); table != nil || !errors.Is(err, orc.ErrCorrupt) {
+			t.Errorf("a third of the %s is damaged: %v, %v", name, table, err)
+		}
+	}
+}
+
 func TestDetect(t *testing.T) {
 	header := func(b ...byte) []byte { return append(b, make([]byte, 12)...) }
 	entries := func(flags ...uint16) []byte {
@@ -153,6 +216,8 @@ func TestDetect(t *testing.T) {
 		{"5.10", nil, entries(0, 5, 0x15, 0x105, 0x400), orc.V1},
 		{"6.3", nil, entries(0, 5, 0x15, 0x505, 0x800), orc.V2},
 		{"6.3 without end", nil, entries(0, 5, 0x15, 0x605), orc.V2},
+		{"5.10 with a wrong bit", nil, entries(0, 5, 0x15, 0x405, 0x105, 0x400, 0x400), orc.V1},
+		{"6.3 with a wrong bit", nil, entries(0, 5, 0x15, 0x400, 0x505, 0x605, 0x800), orc.V2},
 		{"6.12", nil, entries(0, 0x205, 0x215, 0xc05, 0x100), orc.V3},
 		{"7.2", nil, entries(0, 0x203, 0x283, 0xc03, 0x100), orc.V4},
 		{"nothing", nil, nil, 0},
@@ -217,6 +282,17 @@ func TestRanges(t *testing.T) {
 func BenchmarkNew(b *testing.B) {
 	ip, unwind := sections(manyEntries(400000))
 	b.ResetTimer()
+	for b.Loop() {
+		if _, err := orc.New(ip, unwind, ipAddress, orc.V3); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkNewDamaged(b *testing.B) {
+	all := manyEntries(400000)
+	all[200000].start += 1 << 28
+	ip, unwind := sections(all)
 	for b.Loop() {
 		if _, err := orc.New(ip, unwind, ipAddress, orc.V3); err != nil {
 			b.Fatal(err)

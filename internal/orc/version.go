@@ -41,10 +41,11 @@ func Detect(header, unwind []byte) (Version, error) {
 
 // detectByEntries uses that nearly all entries describe ordinary functions, whose
 // CFA is computed from rsp: V4 gives rsp another number than the others, and in
-// V3 calls have a type other than 0. V2 differs from V1 only in entries for
-// exceptions, where it sets bit 10, which in V1 goes with no register.
+// V3 calls have a type other than 0. V2 differs from V1 in that bit 10, which in V1 is
+// the end of a stack and goes with no register, is set for exceptions, and bit 11 is
+// the end; both have dozens of each, so that a damaged one does not decide.
 func detectByEntries(unwind []byte) (Version, error) {
-	var sp3, sp5, typed, signals int
+	var sp3, sp5, typed, signals, ends int
 	for b := unwind; len(b) >= entrySize; b = b[entrySize:] {
 		flags := binary.LittleEndian.Uint16(b[4:])
 		register := flags & 0xf
@@ -57,8 +58,11 @@ func detectByEntries(unwind []byte) (Version, error) {
 		if register != 0 && flags>>8&7 == typeCall {
 			typed++
 		}
-		if register != 0 && flags&0x400 != 0 || flags&0x800 != 0 {
+		switch {
+		case register != 0 && flags&0x400 != 0 || flags&0x800 != 0:
 			signals++
+		case flags&0x400 != 0:
+			ends++
 		}
 	}
 	half := (sp3 + sp5) / 2
@@ -69,7 +73,7 @@ func detectByEntries(unwind []byte) (Version, error) {
 		return V4, nil
 	case sp5 > half && typed > half:
 		return V3, nil
-	case sp5 > half && signals > 0:
+	case sp5 > half && signals > ends:
 		return V2, nil
 	case sp5 > half:
 		return V1, nil
@@ -98,9 +102,10 @@ var bases4 = [16]Base{
 	9: BaseSPIndirect, 10: BaseBPIndirect,
 }
 
-// decode decodes the fields of struct orc_entry.
-func (v Version) decode(spOffset, bpOffset int16, flags uint16) (Entry, error) {
-	e := Entry{SPOffset: spOffset, BPOffset: bpOffset}
+// decode decodes the fields of struct orc_entry; not ok if the version has no such
+// entry.
+func (v Version) decode(spOffset, bpOffset int16, flags uint16) (e Entry, ok bool) {
+	e = Entry{SPOffset: spOffset, BPOffset: bpOffset}
 	bases, previousSP, bp := bases1, uint16(1), uint16(4)
 	if v == V4 {
 		bases, previousSP = bases4, 8
@@ -113,18 +118,18 @@ func (v Version) decode(spOffset, bpOffset int16, flags uint16) (Entry, error) {
 	case bp:
 		e.BP = BPAtBP
 	default:
-		return Entry{}, fmt.Errorf("flags %#x: rbp from register %d", flags, flags>>4&0xf)
+		return Entry{}, false
 	}
 	if !v.decodeType(&e, flags) {
-		return Entry{}, fmt.Errorf("flags %#x are not of version %d", flags, v)
+		return Entry{}, false
 	}
 	if e.Type == Undefined || e.Type == End {
-		return Entry{Type: e.Type, Signal: e.Signal}, nil
+		return Entry{Type: e.Type, Signal: e.Signal}, true
 	}
 	if e.Base == BaseUndefined {
-		return Entry{}, fmt.Errorf("flags %#x: frame from register %d", flags, flags&0xf)
+		return Entry{}, false
 	}
-	return e, nil
+	return e, true
 }
 
 // decodeType decodes the type, signal and end bits, and reports whether the
