@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,6 +54,63 @@ func TestReal(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRealDamage overwrites one to four bytes of the tables of real kernels, anywhere in
+// them, and searches, which up to 6.0 is the only way to them. Nearly always there is a
+// table, and of the symbols it has no more are wrong than bytes were overwritten. The rest
+// is where the bytes are a token's, of which these short tables have more than real ones.
+func TestRealDamage(t *testing.T) {
+	const mutations = 50
+	files, err := filepath.Glob("testdata/*.image.gz")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no fixtures: %v", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			packed := gunzip(t, file)
+			tables := packed[4:]
+			image := append(make([]byte, binary.LittleEndian.Uint32(packed)), tables...)
+			whole, err := Find(image, cutBase)
+			if err != nil {
+				t.Fatal(err)
+			}
+			truth := map[Symbol]bool{}
+			for s := range whole.All() {
+				truth[s] = true
+			}
+			r := rand.New(rand.NewPCG(1, 2))
+			refused, named, wrong := 0, 0, 0
+			for range mutations {
+				count := 1 + r.IntN(4)
+				for range count {
+					image[len(image)-1-r.IntN(len(tables))] = byte(r.Uint32())
+				}
+				table, err := Find(image, cutBase)
+				if err != nil {
+					refused++
+				} else if got := difference(table, truth); got > count {
+					wrong++
+				} else if table.Damage() != "" {
+					named++
+				}
+				copy(image[len(image)-len(tables):], tables)
+			}
+			if refused > mutations/10 || wrong > mutations/10 || named < mutations/4 {
+				t.Errorf("of %d: %d refused, %d with damage named, %d with many names wrong", mutations, refused, named, wrong)
+			}
+		})
+	}
+}
+
+// difference is how many symbols of a table are not true.
+func difference(t *Table, truth map[Symbol]bool) (n int) {
+	for s := range t.All() {
+		if !truth[s] {
+			n++
+		}
+	}
+	return n
 }
 
 func gunzip(t *testing.T, file string) []byte {

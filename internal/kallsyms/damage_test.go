@@ -10,36 +10,61 @@ import (
 	"nestdbg/internal/kallsyms/kallsymstest"
 )
 
-// TestDamage overwrites the length of a name, or an address, and asks for every
-// symbol: those that are left are as before, and what stands for a damaged one says
-// so by not being there.
+// TestDamage overwrites a part of the tables, and asks for every symbol: those that are
+// left are as before, and what stands for a damaged one says so by not being there. So
+// it is where VMCOREINFO says where they are, and where they have to be searched.
 func TestDamage(t *testing.T) {
 	const count, at, block = 1500, 700, 256
 	for _, c := range kallsymstest.Configs() {
-		if c.Wide {
-			continue // no VMCOREINFO lines that old, and the search wants all whole
-		}
 		symbols, m := build(count, c)
+		marker := func(b []byte, i int) []byte {
+			if c.Wide {
+				return b[m.Markers-m.Base:][8*i:]
+			}
+			return b[m.Markers-m.Base:][4*i:]
+		}
+		index := func(b []byte, i int) []byte { return b[m.TokenIndex-m.Base:][2*i:] }
 		for name, d := range map[string]struct {
 			edit        func([]byte)
-			first, last int // symbols that may be lost
+			first, last int // symbols that may be lost; none if the last is before the first
 		}{
-			"a name that is longer": {func(b []byte) { b[nameAt(m, at)]++ }, at / block * block, at/block*block + block - 1},
-			"a name without length": {func(b []byte) { b[nameAt(m, at)] = 0 }, at / block * block, at/block*block + block - 1},
-			"a name too long":       {func(b []byte) { copy(b[nameAt(m, at):], "\xff\x7f") }, at / block * block, at/block*block + block - 1},
-			"the last block":        {func(b []byte) { b[nameAt(m, count-2)] = 0 }, count / block * block, count - 1},
-			"an address too high":   {func(b []byte) { overwrite(m, c, b, at, 4*(count-at)) }, at, at},
-			"an address too low":    {func(b []byte) { overwrite(m, c, b, at, -4*at/2) }, at, at},
+			"a token's number":       {func(b []byte) { index(b, 100)[0] ^= 0x40 }, 0, -1},
+			"numbers of tokens":      {func(b []byte) { copy(index(b, 100), "\xff\xff\xff\xff\xff\xff\xff\xff") }, 0, -1},
+			"a marker":               {func(b []byte) { marker(b, 3)[1] ^= 0x40 }, 0, -1},
+			"a marker without value": {func(b []byte) { copy(marker(b, 1), "\x00\x00") }, 0, -1},
+			"the last marker":        {func(b []byte) { marker(b, 5)[2] = 0xff }, 0, -1},
+			"the first block":        {func(b []byte) { b[nameAt(m, 100)]++ }, 0, block - 1},
+			"a marker and a name":    {func(b []byte) { marker(b, 5)[1] ^= 0x40; b[nameAt(m, at)]++ }, at / block * block, at/block*block + block - 1},
+			"a name that is longer":  {func(b []byte) { b[nameAt(m, at)]++ }, at / block * block, at/block*block + block - 1},
+			"a name without length":  {func(b []byte) { b[nameAt(m, at)] = 0 }, at / block * block, at/block*block + block - 1},
+			"a name too long":        {func(b []byte) { copy(b[nameAt(m, at):], "\xff\x7f") }, at / block * block, at/block*block + block - 1},
+			"the last block":         {func(b []byte) { b[nameAt(m, count-2)] = 0 }, count / block * block, count - 1},
+			"an address too high":    {func(b []byte) { overwrite(m, c, b, at, 4*(count-at)) }, at, at},
+			"an address too low":     {func(b []byte) { overwrite(m, c, b, at, -4*at/2) }, at, at},
 		} {
 			t.Run(c.Name+"/"+name, func(t *testing.T) {
 				image := *m
 				image.Bytes = bytes.Clone(m.Bytes)
 				d.edit(image.Bytes)
-				table, err := kallsyms.Read(&virt{image: &image}, hints(m))
+				check := checkTable
+				if d.first <= d.last {
+					check = func(t *testing.T, table *kallsyms.Table, want []kallsymstest.Symbol) {
+						checkDamaged(t, table, want, d.first, d.last)
+					}
+				}
+				found, err := kallsyms.Find(image.Bytes, m.Base)
 				if err != nil {
 					t.Fatal(err)
 				}
-				checkDamaged(t, table, symbols, d.first, d.last)
+				check(t, found, symbols)
+				if c.Wide {
+					return // no VMCOREINFO lines that old
+				}
+				read, err := kallsyms.Read(&virt{image: &image}, hints(m))
+				if err != nil {
+					t.Fatal(err)
+				}
+				check(t, read, symbols)
 			})
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -40,8 +41,9 @@ type finder struct {
 //
 // What is found must hold together: the token index, every marker, every name
 // and type letter, the order of the addresses, and _text must be base (or, in
-// kernels that list only functions, _stext close behind it). Nothing of the kind
-// is ErrNotFound, tables that contradict themselves are ErrCorrupt, and more
+// kernels that list only functions, _stext close behind it). If nothing does, what
+// does but for a part that was overwritten is taken; see Table.Damage. Nothing of the
+// kind is ErrNotFound, tables that contradict themselves are ErrCorrupt, and more
 // than one set or reading that passes is ErrAmbiguous.
 //
 // The idea of the search, from the token table outwards, is that of
@@ -62,6 +64,9 @@ func Find(image []byte, base uint64) (*Table, error) {
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			problems = append(problems, err)
 		}
+	}
+	if whole := slices.DeleteFunc(slices.Clone(found), func(t *Table) bool { return t.Damage() != "" }); len(whole) > 0 {
+		found = whole // a reading without damage is the better one
 	}
 	switch {
 	case len(found) == 1:
@@ -93,9 +98,17 @@ func (f *finder) tablesAround(hit int) ([]*Table, error) {
 	where := fmt.Sprintf("token table at %#x", f.base+uint64(tt.start))
 	region, ok := f.namesBefore(tt.start)
 	if !ok {
+		region, ok = f.damagedNamesBefore(&tt)
+	}
+	if !ok {
 		return nil, fmt.Errorf("%w: %s: no names before it", ErrCorrupt, where)
 	}
 	n, err := newNames(tt.tokens, bytes.Clone(f.image[region.names:region.namesEnd]), region.count)
+	if err != nil {
+		if mended, markErr := markedNames(tt.tokens, f.image[region.names:region.namesEnd], region.count, region.markers); markErr == nil {
+			n, err = mended, nil
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, where, err)
 	}
@@ -164,9 +177,23 @@ func (f *finder) tokenTableAt(start int) (tokenTable, bool) {
 	after := f.image[start+size:]
 	at := bytes.Index(after[:min(len(after), len(want)+256)], want[:])
 	if at < 0 {
+		at = damagedIndex(after, &index)
+	}
+	if at < 0 {
 		return tokenTable{}, false
 	}
 	return tokenTable{tokens: t, start: start, end: start + size + at + len(want)}, true
+}
+
+// damagedIndex is where behind a token table its index is, overwritten in part, -1 if
+// there is none.
+func damagedIndex(after []byte, index *[tokenCount]uint16) int {
+	for at := 0; at < 8 && at+2*tokenCount <= len(after); at++ {
+		if isPadding(after[:at]) && fit(index, after[at:]) {
+			return at
+		}
+	}
+	return -1
 }
 
 // alignUp rounds an offset in the image up so that its address is aligned.

@@ -13,23 +13,23 @@ const maxTextGap = 1 << 20
 // withAddresses tries every place and encoding that the addresses of n may have
 // and returns a table for each that fits. indexEnd is the end of token_index.
 func (f *finder) withAddresses(n *names, r nameRegion, indexEnd int) ([]*Table, error) {
-	anchor, ok := n.anchor()
-	if !ok {
+	all := f.addressCandidates(r, indexEnd)
+	fitting := f.anchored(n, all)
+	if len(fitting) == 0 && len(n.lost) > 0 {
+		fitting = f.based(all, r.count)
+	}
+	if _, ok := n.anchor(); !ok && len(fitting) == 0 {
 		return nil, errors.New("no _text or _stext among them")
 	}
 	var tables, damaged []*Table
 	var problems []error
-	for _, c := range f.addressCandidates(r, indexEnd) {
-		at := c.at(anchor)
-		if _, ok := n.find("_text"); (ok && at != f.base) || at-f.base > maxTextGap {
-			continue
-		}
+	for _, c := range fitting {
 		addrs, lost, err := c.decode(r.count)
 		if err != nil {
 			problems = append(problems, fmt.Errorf("%s: %w", c.layout, err))
 			continue
 		}
-		t := newTable(n, addrs, lost, anchor, c.layout)
+		t := newTable(n, addrs, lost, c.start, c.layout)
 		if lost != nil {
 			damaged = append(damaged, t)
 		} else {
@@ -46,10 +46,43 @@ func (f *finder) withAddresses(n *names, r nameRegion, indexEnd int) ([]*Table, 
 	return tables, nil
 }
 
+// anchored are the candidates that put _text where the image begins, or, where there is
+// none, _stext close behind it.
+func (f *finder) anchored(n *names, all []candidate) (out []candidate) {
+	anchor, ok := n.anchor()
+	if !ok {
+		return nil
+	}
+	_, exact := n.find("_text")
+	for _, c := range all {
+		c.start = c.at(anchor)
+		if c.start == f.base || !exact && c.start-f.base <= maxTextGap {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// based are the candidates that put any symbol where the image begins: _text can be one
+// whose name is lost.
+func (f *finder) based(all []candidate, count int) (out []candidate) {
+	for _, c := range all {
+		c.start = f.base
+		for i := range count {
+			if c.at(i) == f.base {
+				out = append(out, c)
+				break
+			}
+		}
+	}
+	return out
+}
+
 // candidate is a place and an encoding for the addresses.
 type candidate struct {
 	addresses
 	layout string
+	start  uint64 // the address of _text or _stext by these
 }
 
 // addressCandidates lists the readings that the image has room for.
@@ -60,7 +93,7 @@ func (f *finder) addressCandidates(r nameRegion, indexEnd int) []candidate {
 		if at < 0 || at+size > len(f.image) {
 			return
 		}
-		out = append(out, candidate{addresses{e, f.image[at : at+size], base}, layout + e.String()})
+		out = append(out, candidate{addresses: addresses{e, f.image[at : at+size], base}, layout: layout + e.String()})
 	}
 	relative := func(at, baseAt int, layout string) {
 		if baseAt < 0 || baseAt+8 > len(f.image) {

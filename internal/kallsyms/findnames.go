@@ -6,8 +6,9 @@ import "encoding/binary"
 type nameRegion struct {
 	numSyms  int // the word that holds count
 	names    int
-	namesEnd int
+	namesEnd int // where they end, or the padding behind them
 	count    int
+	markers  []int // where blocks begin, counted from names
 }
 
 // namesBefore finds the names before a token table: first markers, which begin
@@ -70,7 +71,7 @@ func (f *finder) namesWith(at int, markers []int, word int) (nameRegion, bool) {
 				continue
 			}
 			if end, ok := f.walkNames(names, at, int(count), markers); ok {
-				return nameRegion{numSyms, names, end, int(count)}, true
+				return nameRegion{numSyms, names, end, int(count), markers}, true
 			}
 			if f.work <= 0 {
 				return nameRegion{}, false
@@ -96,6 +97,63 @@ func (f *finder) walkNames(names, limit, count int, markers []int) (end int, ok 
 		}
 	}
 	return at, f.alignUp(at, 4) == limit || f.alignUp(at, 8) == limit
+}
+
+// damagedNamesBefore is namesBefore for what was overwritten in part. How many markers
+// there are follows from their distance to the token table: nothing is between but
+// padding, or seqs_of_names.
+func (f *finder) damagedNamesBefore(tt *tokenTable) (nameRegion, bool) {
+	for word := 4; word <= 8; word += 4 {
+		for at := f.alignUp(tt.start-8, 4); at >= 0 && at > tt.start-maxBack; at -= 4 {
+			if f.work--; f.work <= 0 {
+				return nameRegion{}, false
+			}
+			if f.word(at, word) != 0 {
+				continue
+			}
+			room := tt.start - at
+			with := word + 3*markerStep // bytes per block with seqs_of_names
+			for _, blocks := range [...]int{room / word, room/word - 1, room / with, room/with + 1} {
+				if blocks > maxSymbols/markerStep {
+					continue
+				}
+				if run := f.roughMarkers(at, blocks, word); run != nil {
+					if r, ok := f.damagedNamesWith(at, run, word, tt.tokens); ok {
+						return r, true
+					}
+				}
+			}
+		}
+	}
+	return nameRegion{}, false
+}
+
+// damagedNamesWith is namesWith for names or markers of which some are wrong. One of the
+// last three markers is right.
+func (f *finder) damagedNamesWith(at int, markers []int, word int, t *tokens) (nameRegion, bool) {
+	full := (len(markers) - 1) * markerStep
+	for back := 1; back <= min(3, len(markers)); back++ {
+		newest := at - markers[len(markers)-back] - 1
+		for names := f.alignUp(newest-3, 4); names >= 8 && names >= newest-back*maxGroup; names -= 4 {
+			if f.work--; f.work <= 0 {
+				return nameRegion{}, false
+			}
+			for _, numSyms := range [2]int{names - 8, names - 4} {
+				if numSyms+word > names {
+					continue
+				}
+				count := f.word(numSyms, word)
+				if count <= uint64(full) || count > uint64(full+markerStep) {
+					continue
+				}
+				f.work -= int(count)
+				if _, err := markedNames(t, f.image[names:at], int(count), markers); err == nil {
+					return nameRegion{numSyms, names, at, int(count), markers}, true
+				}
+			}
+		}
+	}
+	return nameRegion{}, false
 }
 
 // word reads a little-endian word of 4 or 8 bytes, which must be in the image.

@@ -179,8 +179,8 @@ func TestFindErrors(t *testing.T) {
 		{"descending addresses", edit(m.Offsets+4*300, descending(300)...), base,
 			kallsyms.ErrCorrupt, "out of order"},
 		{"no count", edit(m.NumSyms, 0, 0), base, kallsyms.ErrCorrupt, "no names"},
-		{"wrong marker", edit(m.Markers+4, 0, 0), base, kallsyms.ErrCorrupt, "no names"},
-		{"wrong token index", edit(m.TokenIndex+100, 0xff, 0xff), base, kallsyms.ErrNotFound, ""},
+		{"wrong markers", edit(m.Markers+4, 0, 0, 0, 0, 0, 0), base, kallsyms.ErrCorrupt, "no names"},
+		{"wrong token index", edit(m.TokenIndex+100, bytes.Repeat([]byte{0xff}, 200)...), base, kallsyms.ErrNotFound, ""},
 		{"bad symbol type", edit(m.Names+1, '7'), base, kallsyms.ErrCorrupt, "symbol 0 is named"},
 	}
 	for _, tt := range tests {

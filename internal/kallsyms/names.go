@@ -2,8 +2,10 @@ package kallsyms
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -44,6 +46,31 @@ func parseTokens(b []byte, index *[tokenCount]uint16) (*tokens, int, error) {
 		at += n + 1
 	}
 	return t, at, nil
+}
+
+// fit reports whether stored is the token_index of a token_table that was split at
+// index. The table is what is needed, and the index can be made from it, so numbers that
+// were overwritten do not matter. But if it is the table that was overwritten, a string
+// more or less makes every number behind it wrong: then they are still where strings
+// begin, and the last is one of them.
+func fit(index *[tokenCount]uint16, stored []byte) bool {
+	wrong := func(i int) bool { return binary.LittleEndian.Uint16(stored[2*i:]) != index[i] }
+	count := 0
+	for i := range index {
+		if !wrong(i) {
+			continue
+		}
+		if count++; count > tokenCount/maxDamage || i == tokenCount-1 {
+			return false
+		}
+		if alone := (i == 0 || !wrong(i-1)) && !wrong(i+1); alone {
+			continue
+		}
+		if _, begins := slices.BinarySearch(index[:], binary.LittleEndian.Uint16(stored[2*i:])); begins {
+			return false
+		}
+	}
+	return true
 }
 
 // names is the list of symbol names. It stays compressed, as in the kernel:
@@ -142,7 +169,7 @@ func (c *nameChecker) names(data []byte, at, count int) ([]int, error) {
 }
 
 // newNames splits and checks the count names at the start of data, which it
-// takes over.
+// takes over. What is behind them is left alone.
 func newNames(t *tokens, data []byte, count int) (*names, error) {
 	if count <= 0 || count > maxSymbols || count > len(data)/2 {
 		return nil, fmt.Errorf("%d symbols in %d bytes of names", count, len(data))

@@ -1,8 +1,8 @@
 package kallsyms
 
 import (
-	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"nestdbg/internal/mem"
 )
@@ -38,14 +38,16 @@ func Read(r mem.VirtReader, h Hints) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v: %w", ErrCorrupt, a.encoding, err)
 	}
-	anchor, ok := n.anchor()
-	if !ok {
-		return nil, fmt.Errorf("%w: no _text or _stext among %d symbols", ErrCorrupt, n.count)
-	}
 	if i, ok := n.find("_stext"); ok && h.Stext != 0 && addrs[i] != h.Stext && !lost[i] {
 		return nil, fmt.Errorf("%w: _stext is %#x, not %#x", ErrCorrupt, addrs[i], h.Stext)
 	}
-	return newTable(n, addrs, lost, anchor, a.encoding.String()), nil
+	start := h.Stext
+	if anchor, ok := n.anchor(); ok && !lost[anchor] {
+		start = addrs[anchor]
+	} else if _, ok := slices.BinarySearch(addrs, start); !ok || len(n.lost)+len(lost) == 0 {
+		return nil, fmt.Errorf("%w: no _text or _stext among %d symbols", ErrCorrupt, n.count)
+	}
+	return newTable(n, addrs, lost, start, a.encoding.String()), nil
 }
 
 // readNames reads everything but the addresses.
@@ -80,21 +82,28 @@ func checkedNames(t *tokens, data []byte, count int) (*names, error) {
 	if count <= 0 || count > len(data)/2 {
 		return nil, err
 	}
-	markers, ok := markersIn(data, count)
-	if !ok || err == nil && n.agree(markers) {
-		return n, err
+	at, markers, ok := markersIn(data, count)
+	switch {
+	case ok && err == nil && n.agree(markers):
+		return n, nil
+	case ok:
+		return markedNames(t, data[:at], count, markers)
 	}
-	return markedNames(t, data, count, markers)
+	if mended, ok := roughNames(t, data, count); ok {
+		return mended, nil
+	}
+	return n, err
 }
 
-// readTokens reads token_table and requires that token_index agrees with it.
+// readTokens reads token_table and requires that token_index agrees with it, but for
+// what fit allows.
 func readTokens(r mem.VirtReader, h Hints) (*tokens, error) {
 	table, err := readBetween(r, h.TokenTable, h.TokenIndex, maxTokenTable+256, "kallsyms_token_table")
 	if err != nil {
 		return nil, err
 	}
 	var index [tokenCount]uint16
-	t, _, err := parseTokens(table, &index)
+	t, size, err := parseTokens(table, &index)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -102,10 +111,8 @@ func readTokens(r mem.VirtReader, h Hints) (*tokens, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i, want := range index {
-		if got := binary.LittleEndian.Uint16(stored[2*i:]); got != want {
-			return nil, fmt.Errorf("%w: token %d at %#x, token_index says %#x", ErrCorrupt, i, want, got)
-		}
+	if !fit(&index, stored) || !isPadding(table[size:]) {
+		return nil, fmt.Errorf("%w: token_index is not that of the %d bytes of tokens", ErrCorrupt, size)
 	}
 	return t, nil
 }

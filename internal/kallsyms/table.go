@@ -157,10 +157,10 @@ func (t *Table) absolute(i int) bool {
 	return kind == 'A' || kind == 'a'
 }
 
-// newTable joins names and addresses. anchor is the index of _text or _stext;
-// everything below its address is not in the image.
-func newTable(n *names, addrs []uint64, lost map[int]bool, anchor int, layout string) *Table {
+// newTable joins names and addresses. start is the address of _text or _stext;
+// everything below it is not in the image.
+func newTable(n *names, addrs []uint64, lost map[int]bool, start uint64, layout string) *Table {
 	t := &Table{names: n, addrs: addrs, lost: lost, layout: layout}
-	t.first = t.from(addrs[anchor])
+	t.first = t.from(start)
 	return t
 }
