@@ -136,3 +136,26 @@ func BenchmarkDamaged(b *testing.B) {
 		}
 	}
 }
+
+// TestTokenTooMany makes one token of two, or two of one. All numbers behind it would
+// stand for the next or the last token, and so no name is believed.
+func TestTokenTooMany(t *testing.T) {
+	_, m := build(600, kallsymstest.Configs()[8])
+	table := m.Bytes[m.TokenTable-m.Base : m.TokenIndex-m.Base]
+	table = bytes.TrimRight(table, "\x00")
+	for at, was := range table {
+		table[at] = 'x'
+		if was != 0 {
+			table[at] = 0
+		}
+		for name, try := range map[string]func() (*kallsyms.Table, error){
+			"found": func() (*kallsyms.Table, error) { return kallsyms.Find(m.Bytes, m.Base) },
+			"read":  func() (*kallsyms.Table, error) { return kallsyms.Read(&virt{image: m}, hints(m)) },
+		} {
+			if got, err := try(); err == nil {
+				t.Errorf("byte %d of %d was %#x: %s %d symbols", at, len(table), was, name, got.Len())
+			}
+		}
+		table[at] = was
+	}
+}
