@@ -19,7 +19,8 @@ func (e *Env) Evaluate(text string) (Result, error) {
 	ev := evaluator{env: e}
 	n, err := Parse(text, e.isTypedef)
 	if wrong, ok := err.(*Error); ok && wrong.notType != "" && e.Types != nil {
-		err = ev.unknownType(&TypeExpr{Pos: wrong.Pos, Name: wrong.notType}, nil)
+		_, why := e.Types.Named("", wrong.notType)
+		err = ev.unknownType(&TypeExpr{Pos: wrong.Pos, Name: wrong.notType}, why)
 	}
 	if err != nil {
 		return Result{}, err

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"nestdbg/internal/linux"
 	"nestdbg/internal/machine"
 )
 
@@ -69,7 +70,7 @@ func (a *app) base(m *machine.Machine, c *machine.CPU, s string) (uint64, error)
 	}
 	v, ok := k.Lookup(s)
 	if !ok {
-		return 0, fmt.Errorf("%s has no symbol %q", m.Name, s)
+		return 0, fmt.Errorf("%s has no symbol %q%s", m.Name, s, linux.Unread(k.SymbolProblems()))
 	}
 	return uint64(v), nil
 }

@@ -131,7 +131,7 @@ func (a *app) symCommand() *cobra.Command {
 			}
 			r := report.NewPlace(m.Name, k, at.value)
 			if len(r.Symbols) == 0 {
-				return usagef("%s belongs to no symbol of %s", report.Hex(at.value), m.Name)
+				return usagef("%s belongs to no symbol of %s%s", report.Hex(at.value), m.Name, linux.Unread(k.SymbolProblems()))
 			}
 			return a.show(r)
 		},

@@ -2,6 +2,7 @@ package linux
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"nestdbg/internal/orc"
@@ -30,6 +31,69 @@ func TestDamagedUnwindTable(t *testing.T) {
 		}
 		if len(u.Problems) != 1 || u.Problems[0].String() != "unwind table: 1 of 7 entries are damaged: orc table corrupt" {
 			t.Errorf("%s: problems %v", tt.name, u.Problems)
+		}
+	}
+}
+
+// TestDamageIsNamed damages one thing at a time and asks for what is not there: the
+// answer is not that it is not, but what could not be read. What is there is found.
+func TestDamageIsNamed(t *testing.T) {
+	const wild = 0xffff900000000000
+	find := func(expr string) func(*Kernel) error {
+		return func(k *Kernel) error { _, err := k.Expressions(ExprContext{}).Evaluate(expr); return err }
+	}
+	lookup := func(k *Kernel) error {
+		_, problems := k.LookupAll("nothing")
+		return errors.New(Unread(problems))
+	}
+	backtrace := func(k *Kernel) error {
+		u := k.Unwinder()
+		u.CPU(cpuAt(fakeDirect+0x800000, fakeDirect, 0))
+		return errors.New(Unread(u.Problems))
+	}
+	symbols := func(s *fakeSystem) {
+		table := s.kallsyms()
+		at := s.physOf(table.Offsets + 4*300)
+		copy(s.ram[at:at+4], s.ram[at+4*300:])
+	}
+	types := func(s *fakeSystem) { s.poke16(fakeText+fakeBTFAt+12, s.peek16(fakeText+fakeBTFAt+12)-4) }
+	modules := func(s *fakeSystem) { s.poke(s.modules[0].at("list"), wild) }
+	for _, tt := range []struct {
+		name  string
+		spoil func(*fakeSystem)
+		ask   map[string]func(*Kernel) error
+		want  string
+		fine  string // an expression
+	}{
+		{"symbols", symbols, map[string]func(*Kernel) error{"print": find("nothing"), "sym": lookup, "bt": backtrace},
+			"addresses are damaged", "init_task.pid"},
+		{"types", types, map[string]func(*Kernel) error{"type": find("(struct nothing *)0"), "typedef": find("(nothing)0")},
+			"types of the kernel and its modules to their end", "init_task.pid"},
+		{"modules", modules, map[string]func(*Kernel) error{"print": find("nothing"), "sym": lookup, "bt": backtrace,
+			"type": find("(struct nothing *)0"), "module": find(`module("nothing")`)},
+			"is not mapped", `module("kvm")->state`},
+		{"a module", func(s *fakeSystem) { s.modules[0].set("mem[0].size", regionMax+1) },
+			map[string]func(*Kernel) error{"print": find("nothing"), "sym": lookup, "bt": backtrace, "module": find(`module("kvm")`)},
+			"region text of \"kvm\"", `module("virtio?net")->state`},
+		{"types of modules", func(s *fakeSystem) { s.poke(s.symbols["btf_modules"], wild) },
+			map[string]func(*Kernel) error{"type": find("(struct nothing *)0")}, "is not mapped", "sizeof(struct kvm)"},
+		{"a task", func(s *fakeSystem) { s.tasks[1].set("signal", wild) },
+			map[string]func(*Kernel) error{"task": find("task(101)")}, "is not mapped", "task(100)->pid"},
+	} {
+		s := newFakeSystem(t, true)
+		src := s.finish()
+		tt.spoil(s)
+		k, err := Find(src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, ask := range tt.ask {
+			if err := ask(k); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%s, %s: %v, want %q", tt.name, name, err, tt.want)
+			}
+		}
+		if err := find(tt.fine)(k); err != nil {
+			t.Errorf("%s: %s: %v", tt.name, tt.fine, err)
 		}
 	}
 }

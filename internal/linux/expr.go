@@ -200,7 +200,7 @@ func (k *Kernel) taskFor(args []cexpr.Value) (mem.Virt, error) {
 	if err != nil {
 		return 0, err
 	}
-	list, _, err := k.Tasks()
+	list, problems, err := k.Tasks()
 	for i := range list {
 		if list[i].PID == pid {
 			return list[i].Addr, nil
@@ -209,14 +209,14 @@ func (k *Kernel) taskFor(args []cexpr.Value) (mem.Virt, error) {
 	if err != nil {
 		return 0, err
 	}
-	return 0, refuse("there is no task %d", pid)
+	return 0, refuse("there is no task %d%s", pid, Unread(problems))
 }
 
 func (k *Kernel) moduleFor(args []cexpr.Value) (mem.Virt, error) {
 	if len(args) != 1 || args[0].Type != nil {
 		return 0, refuse(`module takes a name: module("kvm")`)
 	}
-	list, _, err := k.Modules()
+	list, problems, err := k.Modules()
 	for i := range list {
 		if list[i].Name == args[0].Symbol {
 			return list[i].Addr, nil
@@ -225,7 +225,7 @@ func (k *Kernel) moduleFor(args []cexpr.Value) (mem.Virt, error) {
 	if err != nil {
 		return 0, err
 	}
-	return 0, refuse("there is no module %q", args[0].Symbol)
+	return 0, refuse("there is no module %q%s", args[0].Symbol, Unread(problems))
 }
 
 // pageMemory reads each page once. It keeps a bounded number of them.

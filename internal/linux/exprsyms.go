@@ -62,14 +62,8 @@ func (s *exprSymbols) symbol(name string) (Symbol, error) {
 	}
 	global := slices.DeleteFunc(slices.Clone(list), func(sym Symbol) bool { return sym.Type < 'A' || sym.Type > 'Z' })
 	switch {
-	case len(list) == 0 && len(problems) > 0 && problems[0].What == symbolsOfKernel:
-		return Symbol{}, problems[0].Err
 	case len(list) == 0:
-		var missing *MissingError
-		if err := s.k.missingSymbol(name, ""); errors.As(err, &missing) {
-			return Symbol{}, &cexpr.Error{Pos: -1, Msg: "its table has no variables, which " + missing.Option + " gives", Err: cexpr.ErrNotFound}
-		}
-		return Symbol{}, fmt.Errorf("symbol %s: %w", name, cexpr.ErrNotFound)
+		return Symbol{}, s.notFound(name, problems)
 	case len(list) == 1:
 		return list[0], nil
 	case len(global) == 1:
@@ -88,6 +82,22 @@ func (s *exprSymbols) symbol(name string) (Symbol, error) {
 	}
 	return Symbol{}, &cexpr.Error{Pos: -1, Msg: fmt.Sprintf("%d symbols are called %s: %s; write *(TYPE *) and the address",
 		len(list), name, strings.Join(places, ", "))}
+}
+
+// notFound is the error for a name that no symbol has, with why one may not be found.
+func (s *exprSymbols) notFound(name string, problems []Problem) error {
+	if _, err := s.k.Symbols(); err != nil {
+		return err
+	}
+	var missing *MissingError
+	why := strings.TrimPrefix(Unread(problems), "; ")
+	if err := s.k.missingSymbol(name, ""); errors.As(err, &missing) {
+		why = "its table has no variables, which " + missing.Option + " gives"
+	}
+	if why == "" {
+		return fmt.Errorf("symbol %s: %w", name, cexpr.ErrNotFound)
+	}
+	return &cexpr.Error{Pos: -1, Msg: why, Err: cexpr.ErrNotFound}
 }
 
 // isCode reports whether a symbol is a function. The letter does not tell: in Debian's

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
+	"strings"
 
 	"nestdbg/internal/btf"
 	"nestdbg/internal/cexpr"
@@ -16,9 +18,10 @@ type exprTypes struct {
 	core *Types
 	made map[*btf.Spec]map[btf.ID]*cexpr.Type
 
-	modules  []*Types // those with types of their own
-	searched bool     // modules is filled
-	bare     bool     // there are modules without types
+	modules  []*Types  // those with types of their own
+	searched bool      // modules is filled
+	bare     bool      // there are modules without types
+	problems []Problem // modules whose types could not be read
 	vars     map[*btf.Spec]map[string][]exprVar
 }
 
@@ -33,28 +36,46 @@ func newExprTypes(k *Kernel, core *Types) *exprTypes {
 		vars: map[*btf.Spec]map[string][]exprVar{}}
 }
 
-// all yields the types of the kernel, and then those of each module. A module
-// whose types cannot be read has none, as one that was built without.
+// all yields the types of the kernel, and then those of each module that has some.
 func (x *exprTypes) all(yield func(*Types) bool) {
 	if !yield(x.core) {
 		return
 	}
 	if !x.searched {
 		x.searched = true
-		if set, err := x.k.moduleSet(); err == nil {
-			for i := range set.list {
-				t, err := x.k.ModuleTypes(set.list[i].Name)
-				if err != nil {
-					x.bare = true
-					continue
-				}
-				x.modules = append(x.modules, t)
-			}
-		}
+		x.search()
 	}
 	for _, t := range x.modules {
 		if !yield(t) {
 			return
+		}
+	}
+}
+
+// search finds the modules with types.
+func (x *exprTypes) search() {
+	if x.core.cut != nil {
+		x.problems = []Problem{{"types of " + x.core.of + " and its modules to their end", x.core.cut}}
+		return // they continue the kernel's
+	}
+	set, err := x.k.moduleSet()
+	if err != nil {
+		x.problems = []Problem{{"modules", err}}
+		return
+	}
+	x.problems = slices.Clone(set.problems)
+	for i := range set.list {
+		name := set.list[i].Name
+		switch t, err := x.k.ModuleTypes(name); {
+		case errors.Is(err, ErrNotFound): // as those that were built without
+			x.bare = true
+		case err != nil:
+			x.problems = append(x.problems, Problem{"types of module " + name, err})
+		default:
+			x.modules = append(x.modules, t)
+			if t.cut != nil {
+				x.problems = append(x.problems, Problem{"types of module " + name + " to their end", t.cut})
+			}
 		}
 	}
 }
@@ -114,6 +135,8 @@ func (x *exprTypes) Named(keyword, name string) ([]*cexpr.Type, error) {
 	switch {
 	case len(out) > 0:
 		return out, nil
+	case len(x.problems) > 0:
+		return nil, &cexpr.Error{Pos: -1, Msg: strings.TrimPrefix(Unread(x.problems), "; "), Err: cexpr.ErrNotFound}
 	case x.bare && len(x.modules) == 0:
 		return nil, &cexpr.Error{Pos: -1, Msg: "types of modules are not known, which " + optionModuleTypes + " gives (Linux 5.11)", Err: cexpr.ErrNotFound}
 	}

@@ -69,7 +69,7 @@ type fake struct {
 	info    map[string]string // lines added to VMCOREINFO
 	config  kallsymstest.Config
 	buildID bool   // VMCOREINFO has one
-	without string // what the kernel was built without: "types", "symbols", "variables" or "info"
+	without string // what the kernel was built without, of "types", "symbols", "variables" and "info"
 
 	hints     bool   // VMCOREINFO says where kallsyms is
 	hintError uint64 // and is wrong by so much
@@ -180,6 +180,8 @@ func (f *fake) poke16(va uint64, v uint16) {
 	binary.LittleEndian.PutUint16(f.ram[f.physOf(va):], v)
 }
 
+func (f *fake) peek16(va uint64) uint16 { return binary.LittleEndian.Uint16(f.ram[f.physOf(va):]) }
+
 func (f *fake) physOf(va uint64) uint64 {
 	if va-fakeText < fakeImage {
 		return va - fakeText + fakeImagePA
@@ -194,7 +196,7 @@ func (f *fake) finish() Source {
 	copy(image[fakeNotesAt:], "\x04\x00\x00\x00\x04\x00\x00\x00\x01\x00\x00\x00Foo\x00data"+
 		string(gnuBuildID)+strings.Repeat("\xab", buildIDSize))
 	raw := f.types.marshal(f.t)
-	if f.without != "types" {
+	if !f.lacks("types") {
 		copy(image[fakeBTFAt:], raw)
 	}
 	for name, at := range map[string]uint64{
@@ -204,12 +206,12 @@ func (f *fake) finish() Source {
 	} {
 		f.symbols[name] = fakeText + at
 	}
-	if f.without == "types" {
+	if f.lacks("types") {
 		delete(f.symbols, "__start_BTF")
 		delete(f.symbols, "__stop_BTF")
 	}
 	tables := f.kallsyms()
-	if f.without != "symbols" {
+	if !f.lacks("symbols") {
 		copy(image, tables.Bytes)
 	}
 	if f.hints {
@@ -220,7 +222,7 @@ func (f *fake) finish() Source {
 		}
 	}
 
-	if f.without != "info" {
+	if !f.lacks("info") {
 		page := f.alloc(pageSize, pageSize)
 		f.variable("vmcoreinfo_data", 8).put64(0, page.va)
 		page.put(0, []byte(f.vmcoreinfo()))
@@ -257,9 +259,11 @@ func (f *fake) kallsyms() *kallsymstest.Image {
 	return kallsymstest.Build(list, fakeText, f.config)
 }
 
+func (f *fake) lacks(what string) bool { return slices.Contains(strings.Fields(f.without), what) }
+
 // hides reports whether the kernel's table leaves out symbols of a type.
 func (f *fake) hides(kind byte) bool {
-	return f.without == "variables" && strings.IndexByte("dDbB", kind) >= 0
+	return f.lacks("variables") && strings.IndexByte("dDbB", kind) >= 0
 }
 
 func (f *fake) vmcoreinfo() string {

@@ -2,6 +2,7 @@ package linux
 
 import (
 	"fmt"
+	"strings"
 
 	"nestdbg/internal/kallsyms"
 )
@@ -38,6 +39,7 @@ const (
 	optionInfo        = "CONFIG_VMCORE_INFO (before Linux 6.9 CONFIG_CRASH_CORE)"
 	optionUnwind      = "CONFIG_UNWINDER_ORC"
 	optionModules     = "CONFIG_MODULES"
+	optionLog         = "CONFIG_PRINTK"
 )
 
 // missingSymbol is the error for a symbol that the kernel's table does not have. option
@@ -55,6 +57,20 @@ func (k *Kernel) missingSymbol(name, option string) error {
 		return fmt.Errorf("symbol %s: %w", name, ErrNotFound)
 	}
 	return &MissingError{What: "symbol " + name, Option: option}
+}
+
+// Unread says what could not be read on the way to something that was not found, as the
+// end of a message; "" if everything was.
+func Unread(problems []Problem) string {
+	const most = 3
+	var text strings.Builder
+	for i, p := range problems[:min(len(problems), most)] {
+		text.WriteString([...]string{"; not read: ", ", ", ", "}[i] + p.String())
+	}
+	if more := len(problems) - most; more > 0 {
+		fmt.Fprintf(&text, ", and %d more", more)
+	}
+	return text.String()
 }
 
 // hasVariables reports whether a table lists data. Without CONFIG_KALLSYMS_ALL it is

@@ -3,6 +3,7 @@ package linux
 import (
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -15,7 +16,8 @@ import (
 // moduleSet is the list of modules as it was once, with the symbols of those that
 // were asked for.
 type moduleSet struct {
-	list []Module
+	list     []Module
+	problems []Problem // what of the list could not be read
 
 	mu      sync.Mutex
 	symbols map[mem.Virt]*moduleSymbols // guarded by mu; by address of the struct module
@@ -41,11 +43,16 @@ func (k *Kernel) moduleSet() (*moduleSet, error) {
 	if k.modules != nil {
 		return k.modules, nil
 	}
-	list, _, err := k.Modules()
-	if err != nil && len(list) == 0 {
+	list, problems, err := k.Modules()
+	var missing *MissingError
+	switch {
+	case errors.As(err, &missing) && missing.Option == optionModules: // and so none
+	case err != nil && len(list) == 0:
 		return nil, err
+	case err != nil:
+		problems = append(problems, Problem{"rest of the modules", err})
 	}
-	k.modules = &moduleSet{list: list, symbols: map[mem.Virt]*moduleSymbols{}}
+	k.modules = &moduleSet{list: list, problems: problems, symbols: map[mem.Virt]*moduleSymbols{}}
 	return k.modules, nil
 }
 

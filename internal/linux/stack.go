@@ -44,7 +44,7 @@ func (f *Frame) Symbolize(k *Kernel) (Place, bool) {
 // it is for one look at the machine, and for one goroutine.
 type Unwinder struct {
 	// Problems are tables that are not there, so that frames of their code are guesses,
-	// and tables that are damaged.
+	// and tables that are damaged, that of symbols too.
 	Problems []Problem
 
 	k       *Kernel
@@ -53,6 +53,8 @@ type Unwinder struct {
 	modules map[mem.Virt]*orc.Table // by address of the struct module; nil for none
 
 	thunkFirst, thunkEnd mem.Virt // of the thunks for indirect calls; see inThunk
+
+	noModule bool // Problems has why an address may be a module's that is not in the list
 }
 
 // Unwinder reads the kernel's unwind table.
@@ -64,6 +66,9 @@ func (k *Kernel) Unwinder() *Unwinder {
 	}
 	u.core = table
 	u.noteDamage("unwind table", table)
+	if _, err := k.Symbols(); err == nil {
+		u.Problems = append(u.Problems, k.tableProblems()...)
+	}
 	u.thunkFirst, u.thunkEnd = k.thunkRange()
 	for _, s := range [][2]string{{"_stext", "_etext"}, {"_sinittext", "_einittext"}} {
 		first, ok1 := k.lookupCore(s[0])
@@ -281,6 +286,9 @@ func (u *Unwinder) module(pc mem.Virt) *Module {
 		if set.list[i].Contains(pc) {
 			return &set.list[i]
 		}
+	}
+	if !u.noModule {
+		u.noModule, u.Problems = true, append(u.Problems, set.problems...)
 	}
 	return nil
 }

@@ -17,15 +17,11 @@ type Symbol struct {
 const symbolsOfKernel = "symbols of the kernel"
 
 // LookupAll is every symbol with this name: those of the kernel by ascending
-// address, then those of the modules in their order. Problems are modules whose
-// symbols could not be read, and a table that is damaged.
+// address, then those of the modules in their order. Problems are those of
+// SymbolProblems.
 func (k *Kernel) LookupAll(name string) ([]Symbol, []Problem) {
 	var out []Symbol
-	var problems []Problem
-	table, err := k.Symbols()
-	if err != nil {
-		problems = append(problems, Problem{symbolsOfKernel, err})
-	} else {
+	if table, err := k.Symbols(); err == nil {
 		for _, s := range table.LookupAll(name) {
 			size := uint64(0)
 			if !s.Absolute() {
@@ -33,24 +29,45 @@ func (k *Kernel) LookupAll(name string) ([]Symbol, []Problem) {
 			}
 			out = append(out, Symbol{Symbol: s, Size: size})
 		}
-		if damage := table.Damage(); damage != "" {
-			problems = append(problems, Problem{symbolsOfKernel, fmt.Errorf("%s: %w", damage, kallsyms.ErrCorrupt)})
-		}
 	}
-	set, err := k.moduleSet()
-	if err != nil {
-		return out, append(problems, Problem{"modules", err})
-	}
-	for i := range set.list {
-		more, err := k.ModuleSymbols(&set.list[i])
-		if err != nil {
-			problems = append(problems, Problem{"symbols of " + set.list[i].Name, err})
-		}
-		for _, s := range more {
-			if s.Name == name {
-				out = append(out, Symbol{Symbol: s.Symbol, Module: set.list[i].Name, Size: s.Size})
+	if set, err := k.moduleSet(); err == nil {
+		for i := range set.list {
+			for _, s := range k.symbolsOf(&set.list[i]).byAddr {
+				if s.Name == name {
+					out = append(out, Symbol{Symbol: s.Symbol, Module: set.list[i].Name, Size: s.Size})
+				}
 			}
 		}
 	}
-	return out, problems
+	return out, k.SymbolProblems()
+}
+
+// SymbolProblems are why a symbol may not be found that is there: a table that is
+// damaged or cannot be read, modules that are not in the list, or whose symbols could
+// not be read.
+func (k *Kernel) SymbolProblems() []Problem {
+	problems := k.tableProblems()
+	set, err := k.moduleSet()
+	if err != nil {
+		return append(problems, Problem{"modules", err})
+	}
+	problems = append(problems, set.problems...)
+	for i := range set.list {
+		if err := k.symbolsOf(&set.list[i]).err; err != nil {
+			problems = append(problems, Problem{"symbols of " + set.list[i].Name, err})
+		}
+	}
+	return problems
+}
+
+// tableProblems are those of the kernel's own table.
+func (k *Kernel) tableProblems() []Problem {
+	table, err := k.Symbols()
+	if err == nil && table.Damage() != "" {
+		err = fmt.Errorf("%s: %w", table.Damage(), kallsyms.ErrCorrupt)
+	}
+	if err != nil {
+		return []Problem{{symbolsOfKernel, err}}
+	}
+	return nil
 }

@@ -42,12 +42,17 @@ func NewSymbols(machine string, k *linux.Kernel, name string) *Symbols {
 	return r
 }
 
-// NewPlace reports on what an address of a machine's kernel belongs to.
+// NewPlace reports on what an address of a machine's kernel belongs to; if to nothing,
+// the problems are why that may not be so.
 func NewPlace(machine string, k *linux.Kernel, addr uint64) *Symbols {
 	r := &Symbols{Machine: machine, Symbols: []SymbolInfo{}}
 	if p, ok := k.Symbolize(mem.Virt(addr)); ok {
 		r.Symbols = append(r.Symbols, SymbolInfo{Name: p.Name, Module: p.Module, Addr: Hex(addr - p.Offset),
 			Offset: Hex(p.Offset), Size: sizePointer(p.Size)})
+		return r
+	}
+	for _, p := range k.SymbolProblems() {
+		r.Problems = append(r.Problems, p.String())
 	}
 	return r
 }
