@@ -40,7 +40,7 @@ func (l *Log) Since(seq uint64) (LogBatch, error) { return l.reader.Since(seq) }
 // Log finds the kernel's log: the ring that the variable prb points to (Linux
 // 5.10), else the buffer of records before it. Where fields are is asked of
 // VMCOREINFO, then of the types. ErrNotFound if the kernel has neither, as
-// without CONFIG_PRINTK.
+// without CONFIG_PRINTK, or nothing that says where they are.
 func (k *Kernel) Log() (*Log, error) {
 	prb, ok := k.logSymbol("prb")
 	if !ok {
@@ -48,7 +48,7 @@ func (k *Kernel) Log() (*Log, error) {
 	}
 	layout, err := printk.LayoutFrom(k.offsets())
 	if err != nil {
-		return nil, fmt.Errorf("log of %s: layout of the ring: %w", k.Release, err)
+		return nil, fmt.Errorf("log of %s: layout of the ring: %w", k.Release, k.whyNoLayout(err))
 	}
 	ring, err := mem.VirtUint64(k.space, prb)
 	if err != nil {
@@ -69,18 +69,35 @@ func (k *Kernel) logBuffer() (*Log, error) {
 	} {
 		at, ok := k.logSymbol(v.name)
 		if !ok {
-			return nil, fmt.Errorf("log of %s: neither prb nor %s (CONFIG_PRINTK, CONFIG_KALLSYMS_ALL): %w",
-				k.Release, v.name, ErrNotFound)
+			// Kernels with a ring have some of these too, so prb is what is missing.
+			return nil, fmt.Errorf("log of %s: %w", k.Release, k.orInfo(k.missingSymbol("prb", optionLog)))
 		}
 		*v.to = at
 	}
 	b.FirstSeq, _ = k.logSymbol("log_first_seq") // where it is not known, records count from 0
 	layout, err := printk.BufferLayoutFrom(k.offsets())
 	if err != nil {
-		return nil, fmt.Errorf("log of %s: layout of the buffer: %w", k.Release, err)
+		return nil, fmt.Errorf("log of %s: layout of the buffer: %w", k.Release, k.whyNoLayout(err))
 	}
 	b.Layout = layout
 	return &Log{b}, nil
+}
+
+// whyNoLayout says what would have said where the fields are, if there are no types to
+// ask; else it is what is wrong with what they say.
+func (k *Kernel) whyNoLayout(err error) error {
+	if _, missing := k.Types(); missing != nil {
+		return k.orInfo(missing)
+	}
+	return err
+}
+
+// orInfo adds to why the log is not found that VMCOREINFO, if there was one, would do.
+func (k *Kernel) orInfo(err error) error {
+	if k.VMCoreInfo != nil {
+		return err
+	}
+	return fmt.Errorf("%w; nor has it VMCOREINFO, which %s gives", err, optionInfo)
 }
 
 // logSymbol is a variable of the log. VMCOREINFO has them where kallsyms leaves
