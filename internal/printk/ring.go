@@ -25,7 +25,8 @@ type Ring struct {
 }
 
 // Read returns all there is. Records that are written but not final are among
-// them: in a kernel that died while printing they are the ones that matter. To
+// them: in a kernel that died while printing they are the ones that matter. Ends of
+// the ring that are wrong, and records at them that were overwritten, are problems. To
 // follow a log begin with Since(0).
 func (r Ring) Read() (Batch, error) {
 	g, err := r.geometry()
@@ -33,7 +34,10 @@ func (r Ring) Read() (Batch, error) {
 		return Batch{}, err
 	}
 	w := walk{ring: r, geometry: g, lenient: true}
-	return w.from(g.tail, 0, false), nil
+	if err := w.settle(); err != nil {
+		return Batch{}, err
+	}
+	return w.from(w.tail, 0, false), nil
 }
 
 // Since returns the final records from seq on, and no others: it stops at one
@@ -43,6 +47,9 @@ func (r Ring) Read() (Batch, error) {
 func (r Ring) Since(seq uint64) (Batch, error) {
 	g, err := r.geometry()
 	if err != nil {
+		return Batch{}, err
+	}
+	if err := g.bound(); err != nil {
 		return Batch{}, err
 	}
 	w := walk{ring: r, geometry: g}
@@ -111,12 +118,6 @@ func (r Ring) geometry() (geometry, error) {
 			ErrCorrupt, countBits, g.sizeBits)
 	}
 	g.countMask, g.sizeMask = 1<<countBits-1, 1<<g.sizeBits-1
-	if n := g.count(); n > maxAhead {
-		return geometry{}, fmt.Errorf("%w: record ids from %#x to %#x", ErrCorrupt, g.tail, g.head)
-	} else if n > g.countMask+1 {
-		// Records were added after the tail was read; those are gone for certain.
-		g.tail = (g.head - g.countMask) & idMask
-	}
 	return g, nil
 }
 
@@ -144,6 +145,9 @@ type walk struct {
 	ring Ring
 	geometry
 	lenient bool // take records that are not final, pass over unfinished ones
+
+	problems []Problem // with the ring itself
+	mended   bool      // head and tail are only bounds of where records may be
 }
 
 // What can be wrong with a record, other than a fault.
@@ -155,7 +159,8 @@ var (
 // from walks from id start to head and collects the records from seq on. exact
 // says that seq is meant: what is missing before the first record is lost.
 func (w *walk) from(start, seq uint64, exact bool) Batch {
-	b := Batch{Next: seq}
+	b := Batch{Next: seq, Problems: w.problems}
+	strange := 0 // ids at either end whose descriptors were overwritten
 	// The texts of real records do not overlap, so all together are not longer
 	// than the ring, but for what changes during the walk.
 	text, limit := uint64(0), 2*(w.sizeMask+1)
@@ -165,7 +170,15 @@ func (w *walk) from(start, seq uint64, exact bool) Batch {
 		case errors.Is(err, errPending) && !w.lenient:
 			return b
 		case errors.Is(err, errGone):
-			// The next record that is there shows what is missing.
+			// The next record that is there shows what is missing, if there was one before.
+			if !w.lenient || w.mended {
+				continue
+			}
+			if bad, err := w.misplaced(start); err != nil && !b.problem(0, err) {
+				return b
+			} else if bad {
+				strange++
+			}
 		case err != nil:
 			if !b.problem(rec.Seq, err) {
 				return b
@@ -173,7 +186,9 @@ func (w *walk) from(start, seq uint64, exact bool) Batch {
 		case !exact || rec.Seq >= b.Next:
 			if !exact {
 				exact, b.Next = true, rec.Seq
+				b.overwritten(rec.Seq-uint64(strange), strange)
 			}
+			strange = 0
 			if text += uint64(len(rec.Text)); text > limit {
 				b.problem(rec.Seq, fmt.Errorf("%w: more text than the ring holds", ErrCorrupt))
 				return b
@@ -181,7 +196,15 @@ func (w *walk) from(start, seq uint64, exact bool) Batch {
 			b.add(rec)
 		}
 	}
+	b.overwritten(b.Next, strange)
 	return b
+}
+
+// overwritten notes that descriptors at an end of the log were.
+func (b *Batch) overwritten(first uint64, count int) {
+	if count > 0 {
+		b.problem(first, fmt.Errorf("%w: the descriptors of %d records are overwritten", ErrCorrupt, count))
+	}
 }
 
 // locate finds the id of record seq, or the oldest if it is gone, and the newest

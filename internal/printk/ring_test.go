@@ -236,6 +236,11 @@ func TestFollowRunning(t *testing.T) {
 		}
 		var next, got, lost uint64
 		for range 100000 {
+			for _, p := range read(t, f.ring()).Problems { // one that is being written is none
+				if errors.Is(p, printk.ErrCorrupt) {
+					t.Fatalf("seed %d: whole: %v", seed, p)
+				}
+			}
 			b := since(t, f.ring(), next)
 			for _, r := range b.Records {
 				if r.Seq < next || r.Text != text(r.Seq) {
@@ -272,7 +277,7 @@ func TestBadRing(t *testing.T) {
 		{"too many", func(f *fakeRing, _ *printk.Ring) { f.put32(ringBase, 60) }, printk.ErrCorrupt},
 		{"no text", func(f *fakeRing, _ *printk.Ring) { f.put32(ringBase+48, 0) }, printk.ErrCorrupt},
 		{"too much", func(f *fakeRing, _ *printk.Ring) { f.put32(ringBase+48, 64) }, printk.ErrCorrupt},
-		{"far too many ids", func(f *fakeRing, _ *printk.Ring) { f.put64(ringBase+24, 5) }, printk.ErrCorrupt},
+		{"far too many ids", func(f *fakeRing, _ *printk.Ring) { f.put64(ringBase+24, 5); f.put64(ringBase+32, 1<<50) }, printk.ErrCorrupt},
 		{"info too short", func(_ *fakeRing, r *printk.Ring) { r.Layout.InfoSize = 80 }, printk.ErrCorrupt},
 		{"offset too great", func(_ *fakeRing, r *printk.Ring) { r.Layout.Begin = 1 << 63 }, printk.ErrCorrupt},
 		{"descriptors too great", func(_ *fakeRing, r *printk.Ring) { r.Layout.DescSize = 1 << 40 }, printk.ErrCorrupt},
@@ -287,6 +292,61 @@ func TestBadRing(t *testing.T) {
 		}
 		if _, err := r.Since(0); !errors.Is(err, tt.class) {
 			t.Errorf("%s: Since: %v, want %v", tt.name, err, tt.class)
+		}
+	}
+}
+
+// TestRingEnds overwrites head_id or tail_id, or descriptors that they lead to, in a
+// ring that is full and in one that is not. A record is there, or it is said that some
+// are not, unless no record is missing.
+func TestRingEnds(t *testing.T) {
+	const bits, descriptors = 4, 16
+	type edit func(f *fakeRing)
+	head := func(v func(uint64) uint64) edit { return func(f *fakeRing) { f.put64(ringBase+24, v(f.head&idBits)) } }
+	tail := func(v func(uint64) uint64) edit { return func(f *fakeRing) { f.put64(ringBase+32, v(f.tail&idBits)) } }
+	less := func(n uint64) func(uint64) uint64 { return func(v uint64) uint64 { return (v - n) & idBits } }
+	more := func(n uint64) func(uint64) uint64 { return func(v uint64) uint64 { return (v + n) & idBits } }
+	state := func(back, v uint64) edit { return func(f *fakeRing) { f.put64(f.desc(f.head-back), v) } }
+	for _, tt := range []struct {
+		name  string
+		edit  edit
+		named string // "" if nothing is missing and nothing has to be said
+		lost  int    // records
+	}{
+		{"whole", func(*fakeRing) {}, "", 0},
+		{"head too low by one", head(less(1)), "head_id", 0},
+		{"head too low", head(less(5)), "head_id", 0},
+		{"head far too low", head(less(1 << 20)), "head_id", 0},
+		{"head too high by one", head(more(1)), "?", 0},
+		{"head too high", head(more(5)), "?", 0},
+		{"head far too high", head(more(1 << 20)), "head_id", 0},
+		{"head nowhere", head(more(1 << 61)), "head_id", 0},
+		{"tail too high by one", tail(more(1)), "?", 0},
+		{"tail too high", tail(more(5)), "tail_id", 0},
+		{"tail far too high", tail(more(1 << 20)), "?", 0},
+		{"tail nowhere", tail(more(1 << 61)), "tail_id", 0},
+		{"tail too low", tail(less(5)), "", 0},
+		{"the newest record's state", state(0, 1<<61|finalized<<62), "descriptors of 1 records", 1},
+		{"the newest records' states", func(f *fakeRing) { state(0, 3|finalized<<62)(f); state(1, 5|finalized<<62)(f) }, "descriptors of 2 records", 2},
+	} {
+		for _, records := range []uint64{10, 100} {
+			f := newFakeRing(bits, 14)
+			for n := range records {
+				f.add(fmt.Sprint(n))
+			}
+			want := min(records, descriptors)
+			tt.edit(f)
+			b := read(t, f.ring())
+			said := texts(printk.Batch{Problems: b.Problems})
+			if len(b.Records) != int(want)-tt.lost || b.Records[0].Seq != records-want || len(b.Lost) > 0 {
+				t.Errorf("%s, %d records: %s", tt.name, records, texts(b))
+			}
+			switch {
+			case tt.named == "" && len(b.Problems) > 0, len(b.Problems) > 1:
+				t.Errorf("%s, %d records: %s", tt.name, records, said)
+			case tt.named != "?" && !strings.Contains(said, tt.named):
+				t.Errorf("%s, %d records: %q is not in %s", tt.name, records, tt.named, said)
+			}
 		}
 	}
 }
