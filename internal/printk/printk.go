@@ -65,13 +65,19 @@ func callerFromID(id uint32) Caller {
 // Lost is a run of records that are gone, both ends included.
 type Lost struct{ From, To uint64 }
 
-// Problem is a record that is there but could not be read.
+// Problem is a record that is there but could not be read, or something wrong with the
+// log itself.
 type Problem struct {
 	Seq uint64 // 0 if not known
 	Err error
 }
 
-func (p Problem) Error() string { return fmt.Sprintf("record %d: %v", p.Seq, p.Err) }
+func (p Problem) Error() string {
+	if p.Seq == 0 {
+		return p.Err.Error()
+	}
+	return fmt.Sprintf("record %d: %v", p.Seq, p.Err)
+}
 
 func (p Problem) Unwrap() error { return p.Err }
 

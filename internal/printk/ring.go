@@ -152,7 +152,7 @@ type walk struct {
 
 // What can be wrong with a record, other than a fault.
 var (
-	errPending = errors.New("still being written")
+	errPending = errors.New("a record is still being written")
 	errGone    = errors.New("overwritten")
 )
 

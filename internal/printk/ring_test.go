@@ -118,7 +118,7 @@ func TestStates(t *testing.T) {
 		{"all well", func(*fakeRing, uint64) {},
 			"0:a | 1:b | 2:c | 3:d | next 4", "1:b | 2:c | 3:d | next 4"},
 		{"reserved", func(f *fakeRing, id uint64) { f.setState(id, reserved) },
-			"0:a | 1:b | 3:d | lost 2-2 | record 0: still being written | next 4", "1:b | next 2"},
+			"0:a | 1:b | 3:d | lost 2-2 | a record is still being written | next 4", "1:b | next 2"},
 		{"committed", func(f *fakeRing, id uint64) { f.setState(id, committed) },
 			"0:a | 1:b | 2:c | 3:d | next 4", "1:b | next 2"},
 		{"reusable", func(f *fakeRing, id uint64) { f.setState(id, reusable) },
