@@ -181,11 +181,14 @@ func TestFaults(t *testing.T) {
 }
 
 func TestNotes(t *testing.T) {
-	env := cexprtest.New().Env()
+	program := cexprtest.New()
+	program.Notes = map[string]string{"struct task": "struct part::task is another"}
+	env := program.Env()
 	for text, want := range map[string]string{
 		"numbers[1]": "", "init_task.pid + init_task.pid": "init_task is assumed to be struct task",
 		"numbers[4]": "index 4 is outside of the array, which has 4 elements", "numbers[-1]": "index -1 is outside of the array, which has 4 elements",
-		"(int *)3 - (int *)0": "", "(struct task *)0x1001 - (struct task *)0x1000": "the pointers are 1 bytes apart, which is no multiple of 160",
+		"(int *)3 - (int *)0": "", "(struct task *)0x1001 - (struct task *)0x1000": "struct part::task is another|the pointers are 1 bytes apart, which is no multiple of 160",
+		"sizeof(struct task)": "struct part::task is another", "1 ?2:3": "",
 	} {
 		r, err := env.Evaluate(text)
 		if text == "(int *)3 - (int *)0" {
@@ -199,12 +202,15 @@ func TestNotes(t *testing.T) {
 
 func TestDeclare(t *testing.T) {
 	env := cexprtest.New().Env()
+	if _, err := env.Resolve("struct part::task *"); err == nil || !strings.Contains(err.Error(), `no type "struct part::task"`) {
+		t.Errorf("a name with its part of the program: %v", err)
+	}
 	for text, want := range map[string]string{
 		"int": "int x", "int *": "int *x", "int *[4]": "int *x[4]", "int (*)[4]": "int (*x)[4]", "int (*)(int, char)": "int (*x)(int, char)",
 		"void (*[2])(void)": "void (*x[2])(void)", "int (*(*)(int))[3]": "int (*(*x)(int))[3]", "struct task **": "struct task **x",
 		"u8[]": "u8 x[]", "int[2][3]": "int x[2][3]", "unsigned long": "unsigned long x", "long long unsigned int": "unsigned long long x",
 	} {
-		typ, _, err := env.Resolve(text)
+		typ, err := env.Resolve(text)
 		if err != nil {
 			t.Errorf("%s: %v", text, err)
 		} else if got := cexpr.Declare(typ, "x"); got != want {

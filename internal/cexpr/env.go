@@ -17,13 +17,18 @@ type Env struct {
 	Helpers   map[string]Helper
 }
 
-// Types finds types by name. Both methods give an ErrNotFound if there is none; what an
+// Types finds types by name. Named and Enumerator give an ErrNotFound if there is none; what an
 // *Error among those says about why is told to the person.
 type Types interface {
 	// Named returns the types of this name, which are several when parts of a program
 	// use a name differently. The keyword is struct, union, enum, or empty for
-	// typedefs and basic types.
+	// typedefs and basic types. A name may say which part of the program it is of:
+	// "kvm_amd::foo".
 	Named(keyword, name string) ([]*Type, error)
+
+	// Note is what somebody should know who gets the first of those types: that other
+	// parts of the program have another of this name; else "".
+	Note(keyword, name string) string
 
 	// Enumerator finds the enumeration that has this name, and its value.
 	Enumerator(name string) (*Type, uint64, error)

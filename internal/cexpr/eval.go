@@ -29,15 +29,15 @@ func (e *Env) Evaluate(text string) (Result, error) {
 	return Result{v, ev.notes}, err
 }
 
-// Resolve parses the name of a type and finds it: "struct list_head", "u32 *".
-func (e *Env) Resolve(text string) (*Type, []string, error) {
+// Resolve parses the name of a type and finds it: "struct list_head", "u32 *". Of
+// several it is the first.
+func (e *Env) Resolve(text string) (*Type, error) {
 	n, err := ParseType(text, e.isTypedef)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	ev := evaluator{env: e}
-	t, err := ev.typ(n)
-	return t, ev.notes, err
+	ev := evaluator{env: e, quiet: true}
+	return ev.typ(n)
 }
 
 // isTypedef reports whether a name is a type's and no variable's.
@@ -52,6 +52,7 @@ func (e *Env) isTypedef(name string) bool {
 // evaluator evaluates one expression.
 type evaluator struct {
 	env   *Env
+	quiet bool // nobody wants notes about types
 	notes []string
 }
 

@@ -12,10 +12,11 @@ import (
 var keywords = []string{"struct", "union", "enum", ""}
 
 // FindType returns the types of a name, which are several when parts of a program
-// use it differently. Without a keyword in front it may be a tag or a typedef.
-func (e *Env) FindType(name string) ([]*Type, error) {
+// use it differently, and the note about them. Without a keyword in front it may be a
+// tag or a typedef.
+func (e *Env) FindType(name string) (list []*Type, note string, err error) {
 	if e.Types == nil {
-		return nil, errorAt(-1, "no types are known here")
+		return nil, "", errorAt(-1, "no types are known here")
 	}
 	words := strings.Fields(name)
 	try := keywords
@@ -23,29 +24,27 @@ func (e *Env) FindType(name string) ([]*Type, error) {
 		try, words = words[:1], words[1:]
 	}
 	if len(words) != 1 {
-		return nil, errorAt(-1, "%q is no name of a type", name)
+		return nil, "", errorAt(-1, "%q is no name of a type", name)
 	}
-	var list []*Type
-	var err error
 	for _, keyword := range try {
 		list, err = e.Types.Named(keyword, words[0])
 		if err == nil {
-			return list, nil
+			return list, e.Types.Note(keyword, words[0]), nil
 		}
 		if !errors.Is(err, ErrNotFound) {
-			return nil, err
+			return nil, "", err
 		}
 	}
 	if len(try) == 1 {
 		ev := evaluator{env: e}
-		return nil, ev.unknownType(&TypeExpr{Pos: -1, Keyword: try[0], Name: words[0]}, err)
+		return nil, "", ev.unknownType(&TypeExpr{Pos: -1, Keyword: try[0], Name: words[0]}, err)
 	}
 	msg := fmt.Sprintf("there is no type %q", words[0])
 	if near := Near(words[0], e.allNames()); len(near) > 0 {
 		msg += "; near: " + strings.Join(near, ", ")
 	}
 	msg += told(err)
-	return nil, &Error{Pos: -1, Msg: msg, Err: ErrNotFound}
+	return nil, "", &Error{Pos: -1, Msg: msg, Err: ErrNotFound}
 }
 
 // allNames are the names of types of every kind.

@@ -79,6 +79,11 @@ func oneToken(s string) (t token, size int, err error) {
 		for n < len(s) && (isNamePart(s[n]) || s[n] == '.' && n+1 < len(s) && isDigit(s[n+1])) {
 			n++
 		}
+		// "kvm_amd::foo" is the foo of that part of the program.
+		if scope := strings.HasPrefix(s[n:], "::") && n+2 < len(s) && isNameStart(s[n+2]); scope {
+			for n += 2; n < len(s) && isNamePart(s[n]); n++ {
+			}
+		}
 		if n > maxName {
 			return t, 0, fmt.Errorf("a name of %d bytes, at most %d", n, maxName)
 		}

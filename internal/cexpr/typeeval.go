@@ -76,6 +76,9 @@ func (ev *evaluator) baseType(n *TypeExpr) (*Type, error) {
 	if len(list) > 1 {
 		ev.note(fmt.Sprintf("there are %d different types %s; this is the first", len(list), strings.TrimSpace(n.Keyword+" "+n.Name)))
 	}
+	if !ev.quiet {
+		ev.note(ev.env.Types.Note(n.Keyword, n.Name))
+	}
 	return list[0], nil
 }
 

@@ -118,6 +118,8 @@ Besides C:
   $lx_current(), $lx_per_cpu(VAR, CPU), $lx_task_by_pid(PID), $lx_module("NAME")
                                  as in the kernel's scripts for gdb
   'name.part.0'                  a symbol whose name is none of C's
+  struct kvm_amd::foo            a module's own type, where the kernel or another module
+                                 has one of that name, which a note says
 
 BTF has the types of functions and per-CPU variables, not of other variables. For
 those a cast says what they are: (struct rq)name, or *(struct rq *)&name. Of some

@@ -20,7 +20,9 @@ With an address, the values there. The
 address is a number in hexadecimal, or an expression as print takes it: a pointer,
 or an object, whose place is meant.
 
-A keyword in front decides between types of one name: struct "union foo".`,
+A keyword in front decides between types of one name: struct "union foo". A module in
+front means its own type where the kernel or another module has one of that name, which
+a note says: struct kvm_amd::foo.`,
 		Example: "  nestdbg struct list_head\n  nestdbg struct task_struct.pid,comm init_task\n" +
 			"  nestdbg -m l1 struct task_struct 'current(0)'\n  nestdbg struct mm_struct.pgd 'task(1)->mm'",
 		Args: cobra.MinimumNArgs(1),
@@ -45,7 +47,7 @@ A keyword in front decides between types of one name: struct "union foo".`,
 				return a.show(r)
 			}
 			// Whether there is such a type comes before where it is.
-			if _, err := p.Env.FindType(name); err != nil {
+			if _, _, err := p.Env.FindType(name); err != nil {
 				return expressionError("", err)
 			}
 			addr, notes, err := structAddress(p, where)

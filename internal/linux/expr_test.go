@@ -204,11 +204,53 @@ func TestExpressionsWithoutBTF(t *testing.T) {
 		}
 	}
 	whole := k.Expressions(ExprContext{})
-	if _, err := whole.FindType("vcpu_vmx"); err == nil || !strings.Contains(err.Error(), "CONFIG_DEBUG_INFO_BTF_MODULES") {
+	if _, _, err := whole.FindType("vcpu_vmx"); err == nil || !strings.Contains(err.Error(), "CONFIG_DEBUG_INFO_BTF_MODULES") {
 		t.Errorf("a type that a module may have, whose types are not known: %v", err)
 	}
-	if _, err := env.FindType("page"); err == nil || !strings.Contains(err.Error(), "CONFIG_DEBUG_INFO_BTF") {
+	if _, _, err := env.FindType("page"); err == nil || !strings.Contains(err.Error(), "CONFIG_DEBUG_INFO_BTF") {
 		t.Error(err)
+	}
+}
+
+// TestTypesOfModules: a type of the kernel's hides that of a module, which a note says if
+// it is another, and the module's name in front finds it.
+func TestTypesOfModules(t *testing.T) {
+	s := newFakeSystem(t, true)
+	base := s.types.marshal(t)
+	nodes := []uint64{s.symbols["btf_modules"]}
+	for _, m := range []struct {
+		name, structure, member string
+		size, bit               uint32
+	}{{"kvm", "upid", "odd", 64, 32}, {"virtio?net", "atomic_t", "counter", 4, 0}} {
+		raw := splitBTF(base, m.structure, m.member, typeID(t, base, "int"), m.size, m.bit)
+		data := s.alloc(uint64(len(raw)), 8)
+		data.put(0, raw)
+		b := s.make("btf").set("data", data.va).set("data_size", uint64(len(raw))).text("name", strings.Replace(m.name, "?", "\x07", 1))
+		nodes = append(nodes, s.make("btf_module").set("btf", b.va).at("list"))
+	}
+	s.link(nodes...)
+	env := s.find().Expressions(ExprContext{})
+	for expr, want := range map[string]string{
+		"sizeof(struct upid)":                      "unsigned long 0x10 struct upid is that of the kernel; another is struct kvm::upid",
+		"sizeof(struct kvm::upid)":                 "unsigned long 0x40",
+		"&((struct kvm::upid *)0)->odd":            "int * 0x4",
+		"&((struct upid *)0)->ns":                  "void ** 0x8 struct upid is that of the kernel; another is struct kvm::upid",
+		"sizeof(struct atomic_t)":                  "unsigned long 0x4", // that of the module looks the same
+		"sizeof(struct pid)":                       "unsigned long 0x18",
+		"(unsigned long)&((struct pid *)0)->count": "unsigned long 0x0",
+	} {
+		r, err := env.Evaluate(expr)
+		if got := strings.TrimSpace(exprText(r.Value) + " " + strings.Join(r.Notes, "; ")); err != nil || got != want {
+			t.Errorf("%s: %q, %v, want %q", expr, got, err, want)
+		}
+	}
+	for _, expr := range []string{"sizeof(struct kvm::pid)", "sizeof(struct nomodule::upid)"} {
+		if _, err := env.Evaluate(expr); !errors.Is(err, cexpr.ErrNotFound) {
+			t.Errorf("%s: %v", expr, err)
+		}
+	}
+	if list, note, err := env.FindType("kvm::upid"); err != nil || len(list) != 1 || note != "" {
+		t.Errorf("%d types, %q, %v", len(list), note, err)
 	}
 }
 
@@ -273,7 +315,7 @@ func TestExprTypes(t *testing.T) {
 		}
 	}
 	// What is declared here and defined there has the members from there.
-	list, err := env.FindType("holder")
+	list, _, err := env.FindType("holder")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +349,7 @@ func TestExprTypes(t *testing.T) {
 	if f := x.function(x.core.spec, "run"); f == nil || cexpr.Declare(f, "run") != "int run(struct full *, ...)" {
 		t.Errorf("%v", f)
 	}
-	if _, err := env.FindType("hodler"); err == nil || !strings.Contains(err.Error(), "near: holder") {
+	if _, _, err := env.FindType("hodler"); err == nil || !strings.Contains(err.Error(), "near: holder") {
 		t.Error(err)
 	}
 }

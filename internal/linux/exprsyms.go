@@ -142,7 +142,7 @@ func (s *exprSymbols) assumed(sym Symbol) (*cexpr.Type, string) {
 	if !ok {
 		return nil, ""
 	}
-	t, _, err := s.env.Resolve(text)
+	t, err := s.env.Resolve(text)
 	if err != nil {
 		return nil, ""
 	}

@@ -114,19 +114,20 @@ func oneOf(k btf.Kind, kinds []btf.Kind) bool {
 	return false
 }
 
-// Named implements cexpr.Types. What the kernel has itself hides what modules have.
+// Named implements cexpr.Types. What the kernel has itself hides what modules have, but
+// for a name that says which module is meant; Note tells that there are such.
 func (x *exprTypes) Named(keyword, name string) ([]*cexpr.Type, error) {
-	kinds := kindsOf(keyword)
 	var out []*cexpr.Type
+	module, bare, scoped := strings.Cut(name, "::")
 	for t := range x.all {
-		for _, id := range t.spec.Named(name) {
-			typ, ok := t.spec.Type(id)
-			if !ok || !oneOf(typ.Kind, kinds) || typ.Kind == btf.Enum && typ.Count == 0 { // which is only declared
-				continue
-			}
-			if out = append(out, x.typ(t.spec, id)); len(out) > sameNameMax {
-				return nil, fmt.Errorf("more than %d types %s: %w", sameNameMax, name, ErrCorrupt)
-			}
+		switch {
+		case !scoped:
+			out = append(out, x.in(t, keyword, name)...)
+		case t.module == module:
+			out = append(out, x.in(t, keyword, bare)...)
+		}
+		if len(out) > sameNameMax {
+			return nil, fmt.Errorf("more than %d types %s: %w", sameNameMax, name, ErrCorrupt)
 		}
 		if t == x.core && len(out) > 0 {
 			break
@@ -141,6 +142,62 @@ func (x *exprTypes) Named(keyword, name string) ([]*cexpr.Type, error) {
 		return nil, &cexpr.Error{Pos: -1, Msg: "types of modules are not known, which " + optionModuleTypes + " gives (Linux 5.11)", Err: cexpr.ErrNotFound}
 	}
 	return nil, fmt.Errorf("type %s %s: %w", keyword, name, cexpr.ErrNotFound)
+}
+
+// in returns the types of a name that are the kernel's own, or a module's.
+func (x *exprTypes) in(t *Types, keyword, name string) (out []*cexpr.Type) {
+	kinds := kindsOf(keyword)
+	for _, id := range t.spec.Named(name) {
+		typ, ok := t.spec.Type(id)
+		if !ok || !oneOf(typ.Kind, kinds) || typ.Kind == btf.Enum && typ.Count == 0 { // which is only declared
+			continue
+		}
+		if out = append(out, x.typ(t.spec, id)); len(out) > sameNameMax {
+			return out
+		}
+	}
+	return out
+}
+
+// Note implements cexpr.Types. Modules have a type of the kernel's once more where the
+// tool that wrote the BTF did not see that it is the same; those that look the same are
+// no other type.
+func (x *exprTypes) Note(keyword, name string) string {
+	var first *cexpr.Type
+	var owner string
+	var others []string
+	for t := range x.all {
+		for _, typ := range x.in(t, keyword, name) {
+			if first == nil {
+				first, owner = typ, t.of
+			} else if t != x.core && t.of != owner && !looksLike(typ, first) {
+				others = append(others, strings.TrimSpace(keyword+" "+t.module+"::"+name))
+				break
+			}
+		}
+	}
+	const most = 5
+	if len(others) > most {
+		others = append(others[:most], "...")
+	}
+	if len(others) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s is that of %s; another is %s", strings.TrimSpace(keyword+" "+name), owner, strings.Join(others, ", "))
+}
+
+// looksLike reports whether two types have the same size and the same names at the same
+// places.
+func looksLike(a, b *cexpr.Type) bool {
+	x, errX := a.Under()
+	y, errY := b.Under()
+	if errX != nil || errY != nil {
+		return (errX == nil) == (errY == nil)
+	}
+	return x.Kind == y.Kind && x.Size == y.Size && slices.Equal(x.Enumerators, y.Enumerators) &&
+		slices.EqualFunc(x.Members, y.Members, func(m, n cexpr.Member) bool {
+			return m.Name == n.Name && m.BitOffset == n.BitOffset && m.BitSize == n.BitSize
+		})
 }
 
 // Names implements cexpr.Types.
@@ -401,6 +458,9 @@ func whyNoTypes(err error) error {
 
 // Named implements cexpr.Types.
 func (n noTypes) Named(string, string) ([]*cexpr.Type, error) { return nil, n.err }
+
+// Note implements cexpr.Types.
+func (n noTypes) Note(string, string) string { return "" }
 
 // Names implements cexpr.Types.
 func (n noTypes) Names(string) iter.Seq[string] { return func(func(string) bool) {} }

@@ -108,6 +108,7 @@ func (k *Kernel) ModuleTypes(name string) (*Types, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.module = name
 	if k.types.modules == nil {
 		k.types.modules = map[string]*Types{}
 	}

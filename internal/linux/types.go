@@ -13,10 +13,11 @@ import (
 // Types are the C types of a kernel or of one of its modules, from BTF. They are
 // safe for concurrent use.
 type Types struct {
-	of   string // whose types these are, for messages
-	spec *btf.Spec
-	base *Types // of the kernel, for a module; else nil
-	cut  error  // why the BTF could not be read to its end, or nil
+	of     string // whose types these are, for messages
+	module string // the module's name, or ""
+	spec   *btf.Spec
+	base   *Types // of the kernel, for a module; else nil
+	cut    error  // why the BTF could not be read to its end, or nil
 }
 
 // Field is a member of a structure, found by its path.

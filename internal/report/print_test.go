@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -234,6 +235,13 @@ func TestLayout(t *testing.T) {
 		} else if got := textOf(r); got != want {
 			t.Errorf("%s:\n%s\nwant\n%s", name, got, want)
 		}
+	}
+	noted := printer(0, ValueLimits{})
+	noted.Env.Types.(*cexprtest.Program).Notes = map[string]string{"struct task": "struct part::task is another"}
+	layouts, err := noted.Layout("task", nil)
+	object, errObject := noted.Object("struct task", nil, 0x1000)
+	if err != nil || errObject != nil || len(layouts.Notes) != 1 || !slices.Equal(object.Notes, layouts.Notes) {
+		t.Errorf("a type of which there is another: %+v, %v, %+v, %v", layouts, err, object, errObject)
 	}
 	r, err := printer(0, ValueLimits{}).Layout("task", []string{"lists[1].prev", "high", "c"})
 	if err != nil {

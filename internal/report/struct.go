@@ -13,6 +13,7 @@ import (
 type Layouts struct {
 	Machine string    `json:"machine"`
 	Types   []*Layout `json:"types"`
+	Notes   []string  `json:"notes,omitempty"`
 }
 
 // Layout is how a type is made.
@@ -58,11 +59,14 @@ const layoutMax = 20000
 
 // Layout describes the types of a name, or only the members of a path.
 func (p *Printer) Layout(name string, paths []string) (*Layouts, error) {
-	list, err := p.Env.FindType(name)
+	list, note, err := p.Env.FindType(name)
 	if err != nil {
 		return nil, err
 	}
 	r := &Layouts{Machine: p.Machine}
+	if note != "" {
+		r.Notes = []string{note}
+	}
 	left := layoutMax
 	for i, t := range list {
 		l, err := p.layout(t, paths, &left)
@@ -185,6 +189,7 @@ func (r *Layouts) Text(w io.Writer) {
 	if len(r.Types) > 1 {
 		fmt.Fprintf(w, "note: %d different types have this name\n", len(r.Types))
 	}
+	writeNotes(w, r.Notes)
 }
 
 func (l *Layout) text(w io.Writer) {
@@ -282,7 +287,7 @@ type Object struct {
 
 // Object reads the object of a named type at an address, or the members of paths.
 func (p *Printer) Object(name string, paths []string, addr uint64) (*Object, error) {
-	list, err := p.Env.FindType(name)
+	list, note, err := p.Env.FindType(name)
 	if err != nil {
 		return nil, err
 	}
@@ -294,6 +299,9 @@ func (p *Printer) Object(name string, paths []string, addr uint64) (*Object, err
 		if err = p.object(r, t, paths); err == nil {
 			if len(list) > 1 {
 				r.Notes = append(r.Notes, fmt.Sprintf("there are %d different types of this name; this is number %d", len(list), i+1))
+			}
+			if note != "" {
+				r.Notes = append(r.Notes, note)
 			}
 			return r, nil
 		}

@@ -28,7 +28,8 @@ const (
 
 // Program is the made-up program.
 type Program struct {
-	Memory []byte // from address 0 on
+	Memory []byte            // from address 0 on
+	Notes  map[string]string // about types, by keyword and name
 	types  map[string]*cexpr.Type
 	vars   map[string]cexpr.Variable
 }
@@ -211,6 +212,11 @@ func (p *Program) Named(keyword, name string) ([]*cexpr.Type, error) {
 		return nil, cexpr.ErrNotFound
 	}
 	return []*cexpr.Type{t}, nil
+}
+
+// Note implements cexpr.Types.
+func (p *Program) Note(keyword, name string) string {
+	return p.Notes[strings.TrimSpace(keyword+" "+name)]
 }
 
 // Enumerator implements cexpr.Types.
