@@ -143,7 +143,7 @@ func (b *Backtracer) lost(s Stack, t *linux.Task) {
 // Task adds the backtraces of the tasks with a number, most often one. A task
 // that runs now has that of its CPU.
 func (b *Backtracer) Task(pid int) error {
-	tasks, _, err := b.stacks.Tasks()
+	tasks, problems, err := b.stacks.Tasks()
 	found := false
 	for i := range tasks {
 		if tasks[i].PID == pid {
@@ -152,7 +152,7 @@ func (b *Backtracer) Task(pid int) error {
 		}
 	}
 	if !found {
-		return errors.Join(&NoTaskError{b.machine.Name, pid}, err)
+		return errors.Join(&NoTaskError{b.machine.Name, pid, linux.Unread(problems)}, err)
 	}
 	return nil
 }
@@ -161,9 +161,12 @@ func (b *Backtracer) Task(pid int) error {
 type NoTaskError struct {
 	Machine string
 	PID     int
+	unread  string // what of the tasks could not be read, as the end of a message
 }
 
-func (e *NoTaskError) Error() string { return fmt.Sprintf("%s has no task %d", e.Machine, e.PID) }
+func (e *NoTaskError) Error() string {
+	return fmt.Sprintf("%s has no task %d%s", e.Machine, e.PID, e.unread)
+}
 
 // All adds the backtraces of every CPU, then of every task that is on none.
 func (b *Backtracer) All() error {

@@ -201,7 +201,7 @@ func TestBacktraceOfTask(t *testing.T) {
 	}
 	from.tasksErr = errors.New("the list is broken")
 	var none *NoTaskError
-	if err := b.Task(99); !errors.As(err, &none) || !errors.Is(err, from.tasksErr) || none.PID != 99 {
+	if err := b.Task(99); !errors.As(err, &none) || !errors.Is(err, from.tasksErr) || none.PID != 99 || !strings.Contains(none.Error(), "task 12: cannot be read") {
 		t.Errorf("no such task: %v", err)
 	}
 	if err := b.All(); !errors.Is(err, from.tasksErr) {
