@@ -134,7 +134,21 @@ func TestNewRefuses(t *testing.T) {
 // TestDamage overwrites a few entries of a table: they are Undefined, and so is what
 // borders on a lost address, since where it ends is lost too. All else is as before.
 func TestDamage(t *testing.T) {
+	for version, call := range map[orc.Version]uint16{orc.V1: 0x005, orc.V2: 0x005, orc.V3: 0x205, orc.V4: 0x203} {
+		checkDamage(t, version, call)
+	}
+}
+
+// checkDamage is TestDamage with a version; call is what flags a call has there.
+func checkDamage(t *testing.T, version orc.Version, call uint16) {
 	const n = 40
+	entries := func() []raw {
+		all := manyEntries(n)
+		for i := range all {
+			all[i].flags = call
+		}
+		return all
+	}
 	undefined := func(first, end uint64) func(uint64) bool {
 		return func(pc uint64) bool { return pc >= text+first && pc < text+end }
 	}
@@ -154,11 +168,11 @@ func TestDamage(t *testing.T) {
 		{"the first address", func(all []raw) { all[0].start += 0x1000 }, undefined(0, 0x10), "1 of 40 entries are damaged"},
 		{"two neighbours", func(all []raw) { all[3].start, all[4].start = text+0x5000, text+0x4000 }, undefined(0x20, 0x50), "2 of 40 entries are damaged"},
 	} {
-		all := manyEntries(n)
+		all := entries()
 		tt.edit(all)
-		table := newTable(t, orc.V3, all)
+		table := newTable(t, version, all)
 		if got := table.Damage(); got != tt.damage {
-			t.Errorf("%s: damage %q, want %q", tt.name, got, tt.damage)
+			t.Errorf("version %d, %s: damage %q, want %q", version, tt.name, got, tt.damage)
 		}
 		for pc := uint64(text); pc < text+16*(n-1); pc++ {
 			want := orc.Entry{Type: orc.Call, Base: orc.BaseSP, SPOffset: 8}
@@ -167,14 +181,14 @@ func TestDamage(t *testing.T) {
 			}
 			// Nothing says that there is anything before the first address that is left.
 			if got, ok := table.Find(pc); got != want || !ok && pc >= text+16 {
-				t.Errorf("%s: Find(%#x) = %+v, %v, want %+v", tt.name, pc, got, ok, want)
+				t.Errorf("version %d, %s: Find(%#x) = %+v, %v, want %+v", version, tt.name, pc, got, ok, want)
 				break
 			}
 		}
 		next := uint64(0)
 		for r, e := range table.All() {
 			if got, ok := table.Find(r.First); next != 0 && r.First != next || !ok || got != e {
-				t.Errorf("%s: All has %v %+v, Find %+v", tt.name, r, e, got)
+				t.Errorf("version %d, %s: All has %v %+v, Find %+v", version, tt.name, r, e, got)
 			}
 			next = r.Last + 1
 		}
@@ -183,13 +197,13 @@ func TestDamage(t *testing.T) {
 		"entries":   func(e *raw) { e.flags = 0xffff },
 		"addresses": func(e *raw) { e.start = text },
 	} {
-		all := manyEntries(n)
+		all := entries()
 		for i := range all[:n/3] {
 			edit(&all[n-1-2*i])
 		}
 		ip, unwind := sections(all)
-		if table, err := orc.New(ip, unwind, ipAddress, orc.V3); table != nil || !errors.Is(err, orc.ErrCorrupt) {
-			t.Errorf("a third of the %s is damaged: %v, %v", name, table, err)
+		if table, err := orc.New(ip, unwind, ipAddress, version); table != nil || !errors.Is(err, orc.ErrCorrupt) {
+			t.Errorf("version %d, a third of the %s is damaged: %v, %v", version, name, table, err)
 		}
 	}
 }
