@@ -49,6 +49,9 @@ func TestDamageIsNamed(t *testing.T) {
 	backtrace := func(k *Kernel) error {
 		u := k.Unwinder()
 		u.CPU(cpuAt(fakeDirect+0x800000, fakeDirect, 0))
+		if modules, _, _ := k.Modules(); len(modules) > 0 {
+			u.CPU(cpuAt(uint64(modules[0].Base)+4, fakeDirect, 0))
+		}
 		return errors.New(Unread(u.Problems))
 	}
 	symbols := func(s *fakeSystem) {
@@ -75,6 +78,9 @@ func TestDamageIsNamed(t *testing.T) {
 		{"a module", func(s *fakeSystem) { s.modules[0].set("mem[0].size", regionMax+1) },
 			map[string]func(*Kernel) error{"print": find("nothing"), "sym": lookup, "bt": backtrace, "module": find(`module("kvm")`)},
 			"region text of \"kvm\"", `module("virtio?net")->state`},
+		{"symbols of a module", func(s *fakeSystem) { s.modules[0].set("kallsyms", wild) },
+			map[string]func(*Kernel) error{"print": find("nothing"), "sym": lookup, "bt": backtrace},
+			"symbols of kvm", "init_task.pid"},
 		{"types of modules", func(s *fakeSystem) { s.poke(s.symbols["btf_modules"], wild) },
 			map[string]func(*Kernel) error{"type": find("(struct nothing *)0")}, "is not mapped", "sizeof(struct kvm)"},
 		{"a task", func(s *fakeSystem) { s.tasks[1].set("signal", wild) },

@@ -325,6 +325,9 @@ func (u *Unwinder) moduleTable(m *Module) *orc.Table {
 			u.Problems = append(u.Problems, Problem{"unwind table of " + m.Name, err})
 		}
 		u.noteDamage("unwind table of "+m.Name, table)
+		if err := u.k.symbolsOf(m).err; err != nil {
+			u.Problems = append(u.Problems, Problem{"symbols of " + m.Name, err})
+		}
 		u.modules[m.Addr] = table
 	}
 	return table
