@@ -15,6 +15,14 @@ type address struct {
 	value    uint64
 }
 
+// space is what reports call the memory that the address is in.
+func (at address) space() string {
+	if at.physical {
+		return "pa"
+	}
+	return "va"
+}
+
 // resolve reads an address as the help describes it: hexadecimal with or
 // without 0x, pa: or va: in front, symbol+offset, $register+offset.
 func (a *app) resolve(m *machine.Machine, c *machine.CPU, text string) (address, error) {

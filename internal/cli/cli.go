@@ -208,12 +208,16 @@ func (a *app) open(ctx context.Context) error {
 	return a.assume(ctx)
 }
 
-// look opens the target and looks at it, unless the gdb server did.
+// stands reports whether the machine stands still because the gdb server has control
+// of it. A server that nobody has attached anything with, or no longer, has none.
+func (a *app) stands() bool { return a.debugger != nil && a.debugger.Holds() }
+
+// look opens the target and looks at it, unless the gdb server did and nothing ran since.
 func (a *app) look(ctx context.Context, effort session.Effort) error {
 	if err := a.open(ctx); err != nil {
 		return err
 	}
-	if a.debugger != nil && a.debugger.Tower() != nil {
+	if a.stands() {
 		return nil
 	}
 	_, err := a.session.Look(ctx, effort)

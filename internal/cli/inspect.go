@@ -158,10 +158,9 @@ func (a *app) examine(ctx context.Context, index int, f report.Format, where str
 	if err != nil {
 		return err
 	}
-	r := &report.Memory{Machine: m.Name, Space: "va"}
+	r := &report.Memory{Machine: m.Name, Space: at.space()}
 	e := report.Examiner{Arch: m.Arch}
 	if at.physical {
-		r.Space = "pa"
 		e.Read = func(p []byte, addr uint64) (int, error) { return m.Phys.ReadPhys(p, mem.Phys(addr)) }
 	} else {
 		v, err := a.session.VirtMemory(m, one)

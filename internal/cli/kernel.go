@@ -37,7 +37,7 @@ func (a *app) kernelAside(ctx context.Context) (*machine.Machine, *linux.Kernel,
 	if err := a.open(ctx); err != nil {
 		return nil, nil, err
 	}
-	if a.debugger == nil {
+	if !a.stands() {
 		if _, err := a.session.LookAside(ctx); err != nil {
 			return nil, nil, err
 		}
@@ -221,8 +221,8 @@ func (a *app) stand(ctx context.Context) (resume func() error, ran bool, err err
 	if err := a.open(ctx); err != nil {
 		return nil, false, err
 	}
-	if a.debugger != nil {
-		return nothing, false, nil // who has a debugger stands already
+	if a.stands() {
+		return nothing, false, nil
 	}
 	ran, err = a.target.Running(ctx)
 	if err != nil || !ran {

@@ -47,7 +47,7 @@ func (a *app) printer(ctx context.Context, o *printOptions, format byte) (*repor
 	switch t := a.thread.task; {
 	case t != nil && a.thread.machine == m.Name && o.cpu < 0:
 		in.Task = t.Addr // the thread that is selected in gdb
-	case o.cpu >= 0 || a.debugger != nil:
+	case o.cpu >= 0 || a.stands():
 		one, err := a.exprCPU(m, o.cpu)
 		if err != nil && o.cpu >= 0 {
 			return nil, err

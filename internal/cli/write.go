@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"nestdbg/internal/machine"
 	"nestdbg/internal/mem"
+	"nestdbg/internal/report"
 	"nestdbg/internal/session"
 )
 
@@ -56,28 +58,39 @@ func (a *app) write(ctx context.Context, index int, where string, data []byte, y
 	if err != nil {
 		return err
 	}
-	if !yes && a.debugger == nil && !a.confirm(fmt.Sprintf("write %d bytes at %#x of %s?", len(data), at.value, m.Name)) {
-		return fmt.Errorf("nothing was written")
+	if !yes && a.debugger == nil && !a.confirm(ctx, fmt.Sprintf("write %d bytes at %#x of %s?", len(data), at.value, m.Name)) || ctx.Err() != nil {
+		return errors.New("nothing was written")
 	}
-	if a.debugger != nil {
-		return writeTo(ctx, a.debugger, m, one, at, data)
+	d := a.debugger
+	if d == nil {
+		d = session.NewDebugger(a.session, a.target.OpenStub, a.log())
 	}
-	d := session.NewDebugger(a.session, a.target.OpenStub, a.log())
+	if err := a.writeStopped(ctx, d, m, one, at, data); err != nil {
+		return err
+	}
+	return a.show(&report.Written{Machine: m.Name, Space: at.space(), Addr: report.Hex(at.value), Size: len(data)})
+}
+
+// writeStopped writes while the machine stands still, and lets it go on if it ran. From
+// its stop on, an interruption comes too late: it would leave half of the bytes, and
+// the machine stopped.
+func (a *app) writeStopped(ctx context.Context, d *session.Debugger, m *machine.Machine, one *machine.CPU, at address, data []byte) (err error) {
+	ctx = context.WithoutCancel(ctx)
+	if d.Holds() {
+		return writeTo(ctx, d, m, one, at, data)
+	}
 	if err := d.Take(ctx); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, d.Release(ctx)) }()
 	// The machine stands still only now: what the names meant must be looked up again.
-	m, err = a.session.Machine(m.Name)
-	if err == nil {
-		one, err = a.cpu(m, one.Index)
+	if m, err = a.session.Machine(m.Name); err != nil {
+		return err
 	}
-	if err == nil {
-		err = writeTo(ctx, d, m, one, at, data)
+	if one, err = a.cpu(m, one.Index); err != nil {
+		return err
 	}
-	if e := d.Release(ctx); err == nil {
-		err = e
-	}
-	return err
+	return writeTo(ctx, d, m, one, at, data)
 }
 
 func writeTo(ctx context.Context, d *session.Debugger, m *machine.Machine, c *machine.CPU, at address, data []byte) error {
@@ -87,8 +100,9 @@ func writeTo(ctx context.Context, d *session.Debugger, m *machine.Machine, c *ma
 	return d.WriteVirt(ctx, m, c, data, mem.Virt(at.value))
 }
 
-// confirm asks the person, if there is one; a script means what it says.
-func (a *app) confirm(question string) bool {
+// confirm asks the person, if there is one; a script means what it says. Whoever
+// interrupts the question answers no.
+func (a *app) confirm(ctx context.Context, question string) bool {
 	f, ok := a.in.(*os.File)
 	if !ok {
 		return true
@@ -97,6 +111,16 @@ func (a *app) confirm(question string) bool {
 		return true
 	}
 	fmt.Fprintf(a.errOut, "%s [y/N] ", question)
-	answer, _ := bufio.NewReader(f).ReadString('\n')
-	return strings.EqualFold(strings.TrimSpace(answer), "y")
+	answer := make(chan string, 1)
+	go func() { // nothing ends a read of a terminal: it stays until the process ends
+		text, _ := bufio.NewReader(f).ReadString('\n')
+		answer <- text
+	}()
+	select {
+	case text := <-answer:
+		return strings.EqualFold(strings.TrimSpace(text), "y")
+	case <-ctx.Done():
+		fmt.Fprintln(a.errOut)
+		return false
+	}
 }

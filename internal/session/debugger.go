@@ -72,6 +72,10 @@ func (d *Debugger) Take(ctx context.Context) error {
 	return nil
 }
 
+// Holds reports whether the debugger has control, so that nothing runs and the last
+// look is what is.
+func (d *Debugger) Holds() bool { return d.stub != nil }
+
 // Release clears every trap and gives control back: the machine runs on if it
 // ran when it was taken.
 func (d *Debugger) Release(ctx context.Context) error {
