@@ -19,7 +19,10 @@ func Kernel(k *linux.Kernel, w io.Writer) (problems []string, err error) {
 		problems = append(problems, fmt.Sprintf("%s: %v", what, err))
 	}
 	unit := symfile.Unit{Name: "vmlinux"}
-	if unit.Symbols, err = symbols(k); err != nil {
+	if perCPU, ok := k.PerCPUSymbols(); ok {
+		unit.PerCPU = &perCPU
+	}
+	if unit.Symbols, err = symbols(k, unit.PerCPU); err != nil {
 		return nil, err
 	}
 	if unit.BTF, err = k.RawBTF(); err != nil {
@@ -48,19 +51,23 @@ func buildID(text string) []byte {
 	return id
 }
 
-// symbols are those of kallsyms that have an address. Per-CPU symbols are
-// offsets and would be found at wrong places.
-func symbols(k *linux.Kernel) ([]symfile.Symbol, error) {
+// symbols are those of kallsyms that have an address. Of absolute ones only those of
+// per-CPU variables count: before Linux 6.15 that number and a CPU's offset are where its
+// copy is. gdb takes no address for one of an absolute symbol's.
+func symbols(k *linux.Kernel, perCPU *mem.Range) ([]symfile.Symbol, error) {
 	table, err := k.Symbols()
 	if err != nil {
 		return nil, err
 	}
 	out := make([]symfile.Symbol, 0, table.Len())
 	for s := range table.All() {
-		if s.Absolute() {
+		size := uint64(0)
+		switch {
+		case !s.Absolute():
+			size, _ = table.Size(s.Addr)
+		case perCPU == nil || !perCPU.Contains(s.Addr):
 			continue
 		}
-		size, _ := table.Size(s.Addr)
 		out = append(out, symbol(s.Name, s.Addr, size, s.Type))
 	}
 	return out, nil
@@ -115,30 +122,17 @@ func sections(first, size uint64, lookup func(symbol string) (mem.Virt, bool)) [
 	return out
 }
 
-// known are variables whose type everybody who debugs a kernel wants, and which
-// BTF does not record: it has only per-CPU variables.
-var known = []struct{ name, structure string }{
-	{"init_task", "task_struct"}, {"init_mm", "mm_struct"}, {"init_uts_ns", "uts_namespace"},
-	{"init_pid_ns", "pid_namespace"}, {"init_net", "net"}, {"init_cred", "cred"}, {"init_fs", "fs_struct"},
-	{"init_files", "files_struct"}, {"init_nsproxy", "nsproxy"}, {"modules", "list_head"},
-	{"root_task_group", "task_group"}, {"iomem_resource", "resource"}, {"ioport_resource", "resource"},
-}
-
+// variables are those whose type everybody who debugs a kernel wants, and which BTF does
+// not record: it has only per-CPU variables.
 func variables(k *linux.Kernel, missing func(string, error)) []symfile.Variable {
-	types, err := k.Types()
+	known, err := k.TypedVariables()
 	if err != nil {
 		missing("types of variables", err)
 		return nil
 	}
 	var out []symfile.Variable
 	for _, v := range known {
-		va, ok := k.Lookup(v.name)
-		if !ok {
-			continue
-		}
-		if id, err := types.StructID(v.structure); err == nil {
-			out = append(out, symfile.Variable{Name: v.name, Addr: uint64(va), Type: id})
-		}
+		out = append(out, symfile.Variable{Name: v.Name, Addr: v.Addr, Type: v.Type, Pointer: v.Pointer, Array: v.Array, Count: v.Count})
 	}
 	return out
 }

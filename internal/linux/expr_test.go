@@ -147,6 +147,49 @@ func TestExpressionsAskForACPU(t *testing.T) {
 	}
 }
 
+// TestTypedVariables: what expressions assume of the made-up kernel's variables is
+// what a symbol file gets.
+func TestTypedVariables(t *testing.T) {
+	s := newFakeSystem(t, true)
+	s.symbols["phys_base"] = s.symbols["modules"] + 8 // no room for modules before it
+	s.symbols["high_memory"] = s.variable("next_to_jiffies", 16).va + 8
+	k := s.find()
+	types, err := k.Types()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := k.TypedVariables()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := func(v TypedVariable) string {
+		typ, _ := types.spec.Type(v.Type)
+		text := string(types.spec.Text(typ.Name))
+		if v.Pointer {
+			text += " *"
+		}
+		if v.Array {
+			text += fmt.Sprintf(" [%d]", v.Count)
+		}
+		return text
+	}
+	said := map[string]string{}
+	for _, v := range got {
+		said[v.Name] = name(v)
+		if want, ok := k.Lookup(v.Name); !ok || v.Addr != uint64(want) {
+			t.Errorf("%s at %#x, not at %#x", v.Name, v.Addr, want)
+		}
+	}
+	for variable, want := range map[string]string{
+		"init_task": "task_struct", "modules": "", "high_memory": " *", "linux_banner": "char [",
+		"__per_cpu_offset": "", "no_such": "", // the made-up kernel calls its unsigned long "long"
+	} {
+		if !strings.HasPrefix(said[variable], want) || (want == "") != (said[variable] == "") {
+			t.Errorf("%s is %q, want %q; all: %v", variable, said[variable], want, said)
+		}
+	}
+}
+
 // A type that has no room before the next symbol is not assumed.
 func TestExpressionsAssumeWhatFits(t *testing.T) {
 	s := newFakeSystem(t, true)

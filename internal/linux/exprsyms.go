@@ -60,14 +60,12 @@ func (s *exprSymbols) symbol(name string) (Symbol, error) {
 	if len(own) > 0 {
 		list = own
 	}
-	global := slices.DeleteFunc(slices.Clone(list), func(sym Symbol) bool { return sym.Type < 'A' || sym.Type > 'Z' })
+	one, isOne := only(list, func(sym Symbol) byte { return sym.Type })
 	switch {
 	case len(list) == 0:
 		return Symbol{}, s.notFound(name, problems)
-	case len(list) == 1:
-		return list[0], nil
-	case len(global) == 1:
-		return global[0], nil
+	case isOne:
+		return one, nil
 	}
 	var places []string
 	for _, sym := range list[:min(len(list), 6)] {
@@ -100,6 +98,21 @@ func (s *exprSymbols) notFound(name string, problems []Problem) error {
 	return &cexpr.Error{Pos: -1, Msg: why, Err: cexpr.ErrNotFound}
 }
 
+// only is the one that is meant among symbols of one name: the global one, before
+// static ones.
+func only[S any](list []S, letter func(S) byte) (one S, ok bool) {
+	globals := 0
+	for _, s := range list {
+		if c := letter(s); c >= 'A' && c <= 'Z' {
+			one, globals = s, globals+1
+		}
+	}
+	if len(list) == 1 {
+		return list[0], true
+	}
+	return one, globals == 1
+}
+
 // isCode reports whether a symbol is a function. The letter does not tell: in Debian's
 // 7.2 the variables of some sections have that of code.
 func (s *exprSymbols) isCode(sym Symbol) bool {
@@ -127,12 +140,8 @@ func (s *exprSymbols) isPerCPU(sym Symbol) bool {
 	if sym.Module != "" {
 		return false // BTF says it; see Variable
 	}
-	start, ok := s.k.lookupCore("__per_cpu_start")
-	if !ok {
-		return false
-	}
-	end, ok := s.k.lookupCore("__per_cpu_end")
-	return ok && uint64(start) <= sym.Addr && sym.Addr < uint64(end)
+	r, ok := s.k.PerCPUSymbols()
+	return ok && r.Contains(sym.Addr)
 }
 
 // assumed is the type of a variable whose type BTF does not have, but which is the
@@ -157,52 +166,4 @@ func (s *exprSymbols) assumed(sym Symbol) (*cexpr.Type, string) {
 		}
 	}
 	return t, fmt.Sprintf("%s is assumed to be %s: this kernel's BTF does not say it, and all kernels agree", sym.Name, text)
-}
-
-// wellKnown are the types of variables that are the same in every kernel that has
-// them, back to 4.19. BTF has the types of per-CPU variables only, that of 5.10 of none,
-// and without this table the most common questions would need a cast. The help of print
-// lists it.
-var wellKnown = map[string]string{
-	"init_task": "struct task_struct", "init_mm": "struct mm_struct", "init_cred": "struct cred",
-	"init_files": "struct files_struct", "init_fs": "struct fs_struct", "init_nsproxy": "struct nsproxy",
-	"init_pid_ns": "struct pid_namespace", "init_user_ns": "struct user_namespace", "init_uts_ns": "struct uts_namespace",
-	"init_ipc_ns": "struct ipc_namespace", "init_net": "struct net", "init_css_set": "struct css_set",
-	"init_cgroup_ns": "struct cgroup_namespace", "root_task_group": "struct task_group",
-
-	"modules": "struct list_head", "super_blocks": "struct list_head", "slab_caches": "struct list_head",
-	"net_namespace_list": "struct list_head", "clocksource_list": "struct list_head", "cgroup_roots": "struct list_head",
-	"vm_list": "struct list_head", // of KVM
-
-	"jiffies": "unsigned long", "jiffies_64": "unsigned long long", "loops_per_jiffy": "unsigned long",
-	"total_forks": "unsigned long", "nr_threads": "int", "nr_cpu_ids": "unsigned int", "max_threads": "int", "pid_max": "int",
-	"system_state": "enum system_states", "panic_timeout": "int",
-	"max_pfn": "unsigned long", "max_low_pfn": "unsigned long", "min_low_pfn": "unsigned long", "phys_base": "unsigned long",
-	"page_offset_base": "unsigned long", "vmalloc_base": "unsigned long", "vmemmap_base": "unsigned long",
-	"_totalram_pages": "atomic_long_t", "high_memory": "void *",
-
-	"saved_command_line": "char *", "linux_proc_banner": "char []", "linux_banner": "char []", "boot_command_line": "char []",
-
-	"__cpu_possible_mask": "struct cpumask", "__cpu_online_mask": "struct cpumask", "__cpu_present_mask": "struct cpumask",
-	"__cpu_active_mask": "struct cpumask", "rcu_state": "struct rcu_state", "boot_cpu_data": "struct cpuinfo_x86",
-	"cgrp_dfl_root": "struct cgroup_root", "iomem_resource": "struct resource", "ioport_resource": "struct resource",
-	"prb": "struct printk_ringbuffer *", "log_buf_len": "unsigned int", "log_buf": "char *", "console_printk": "int [4]",
-	"vm_zone_stat": "atomic_long_t []", "vm_node_stat": "atomic_long_t []", "__per_cpu_offset": "unsigned long []",
-	"runqueues": "struct rq", "current_task": "struct task_struct *", "pcpu_hot": "struct pcpu_hot", "cpu_info": "struct cpuinfo_x86",
-	"cpu_number": "int", "this_cpu_off": "unsigned long", "softnet_data": "struct softnet_data", "tick_cpu_sched": "struct tick_sched",
-	"hrtimer_bases": "struct hrtimer_cpu_base", "process_counts": "unsigned long", "kstat": "struct kernel_stat",
-	"kernel_cpustat": "struct kernel_cpustat", "vm_event_states": "struct vm_event_state", "rcu_data": "struct rcu_data",
-	"ksoftirqd": "struct task_struct *", "irq_stat": "irq_cpustat_t", "cpu_tss_rw": "struct tss_struct",
-
-	"slab_mutex": "struct mutex", "module_mutex": "struct mutex",
-}
-
-// WellKnownVariables are the variables whose types expressions assume, sorted.
-func WellKnownVariables() []string {
-	out := make([]string, 0, len(wellKnown))
-	for name := range wellKnown {
-		out = append(out, name)
-	}
-	slices.Sort(out)
-	return out
 }

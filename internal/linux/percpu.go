@@ -33,6 +33,17 @@ func (k *Kernel) CPUCount() (int, error) {
 	return int(n), nil
 }
 
+// PerCPUSymbols is where the symbols of per-CPU variables lie, of which each CPU has a
+// copy elsewhere. Before Linux 6.15 x86-64 links them at 0, and they are absolute.
+func (k *Kernel) PerCPUSymbols() (mem.Range, bool) {
+	start, ok := k.lookupCore("__per_cpu_start")
+	end, okEnd := k.lookupCore("__per_cpu_end")
+	if !ok || !okEnd || end <= start {
+		return mem.Range{}, false
+	}
+	return mem.Range{First: uint64(start), Last: uint64(end) - 1}, true
+}
+
 // perCPUOffset is what a CPU adds to the address of a per-CPU symbol.
 func (k *Kernel) perCPUOffset(cpu int) (uint64, error) {
 	n, err := k.CPUCount()

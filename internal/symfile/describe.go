@@ -217,7 +217,12 @@ func (d *describer) array(r *record, isCut bool) {
 	if isCut {
 		typ = 0
 	}
-	d.open(shapeArray, typ, 0)
+	d.arrayOf(typ, count)
+}
+
+// arrayOf describes an array of so many elements, 0 if that is not known.
+func (d *describer) arrayOf(typ, count uint32) {
+	d.entry(shapeArray, typ, 0)
 	if count == 0 {
 		d.open(shapeFlexible, 0, 0)
 	} else {

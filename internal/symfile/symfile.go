@@ -80,7 +80,10 @@ type Unit struct {
 	BTF       []byte // raw, as in .BTF, nil if there is none; must not change during Write
 	Symbols   []Symbol
 	Variables []Variable
-	Unwind    *orc.Table // nil if there is none
+	// PerCPU is where symbols of per-CPU variables lie: what BTF says of those is said
+	// of no other symbol. nil if there are none.
+	PerCPU *mem.Range
+	Unwind *orc.Table // nil if there is none
 }
 
 // Symbol is a name for an address. Size is in bytes, 0 if not known.
@@ -98,6 +101,10 @@ type Variable struct {
 	Name string
 	Addr uint64
 	Type btf.ID
+
+	Pointer bool   // it is a pointer to one of Type
+	Array   bool   // it is an array of them, which BTF need not have as a type
+	Count   uint32 // elements of the array, 0 if not known
 }
 
 // Problem is something that was left out of the file, and how often.

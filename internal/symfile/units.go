@@ -2,6 +2,7 @@ package symfile
 
 import (
 	"slices"
+	"strings"
 
 	"nestdbg/internal/btf"
 )
@@ -235,44 +236,126 @@ func (d *describer) function(name, proto uint32, s *Symbol) {
 	})
 }
 
-// variables describes the unit's variables: those that the caller knows, and the
-// per-CPU ones, which BTF knows by name. Their address is that of the symbol.
+// variables describes the unit's variables: those that the caller knows, and those of
+// BTF, whose address is that of the symbol.
 func (d *describer) variables(u *Unit) {
 	known := make(map[string]bool)
 	for _, v := range u.Variables {
 		known[v.Name] = true
-		d.variable(d.intern(v.Name), uint32(v.Type), v.Addr, true)
+		typ, ok := d.typeOf(&v)
+		if !ok {
+			d.notes.add("variable at %#x of type %d: not described", v.Addr, v.Type)
+			continue
+		}
+		d.variable(d.intern(v.Name), typ, v.Addr, true)
 	}
 	if len(u.Symbols) == 0 {
 		return
 	}
-	type variable struct{ name, typ uint32 }
-	byName := make(map[string]variable)
-	for i := range d.own.Len() {
-		if d.own.KindAt(i) == btf.Var {
-			r := d.own.record(i)
-			byName[string(d.own.Text(r.Name))] = variable{r.Name, r.Ref}
+	byName := d.btfVariables()
+	for i := range u.Symbols {
+		s := &u.Symbols[i]
+		v := byName[s.Name]
+		switch {
+		case v == nil || s.Code || v.isPerCPU != u.isPerCPU(s.Addr):
+		case v.symbol < 0:
+			v.symbol = i
+		case u.Symbols[v.symbol].Addr != s.Addr:
+			v.isAmbiguous = true
 		}
 	}
 	for i := range u.Symbols {
 		s := &u.Symbols[i]
-		if v, ok := byName[s.Name]; ok && !s.Code && !known[s.Name] {
-			if str, ok := d.name(v.name); ok {
-				d.variable(str, v.typ, s.Addr, !s.Local)
-			}
+		v := byName[s.Name]
+		if v == nil || v.isAmbiguous || v.symbol != i || known[s.Name] {
+			continue
+		}
+		if str, ok := d.name(v.name); ok {
+			d.variable(str, die{typ: v.typ}, s.Addr, !s.Local)
 		}
 	}
 }
 
+// btfVariable is what BTF and the symbols say about one name.
+type btfVariable struct {
+	name, typ   uint32
+	isPerCPU    bool
+	symbol      int // index in Unit.Symbols, -1 if there is none
+	isAmbiguous bool
+}
+
+// btfVariables collects the variables of the unit's BTF by name. Static variables of
+// several files share names, and BTF does not say which symbol is whose: several
+// variables, or symbols, of one name in sections of one kind stay plain symbols.
+func (d *describer) btfVariables() map[string]*btfVariable {
+	byName := make(map[string]*btfVariable)
+	for i := range d.own.Len() {
+		if d.own.KindAt(i) != btf.Datasec {
+			continue
+		}
+		section := d.own.record(i)
+		// ".data..percpu" (pahole 1.25 btf_encoder.c:PERCPU_SECTION).
+		isPerCPU := strings.HasSuffix(string(d.own.Text(section.Name)), "percpu")
+		for n := range section.Count { // struct btf_var_secinfo: type, offset, size
+			s, k := d.at(section.U32(12 * n))
+			if s != d.own || d.own.KindAt(k) != btf.Var {
+				continue
+			}
+			r := d.own.record(k)
+			name := string(d.own.Text(r.Name))
+			if v := byName[name]; v != nil {
+				v.isAmbiguous = true
+			} else {
+				byName[name] = &btfVariable{name: r.Name, typ: r.Ref, isPerCPU: isPerCPU, symbol: -1}
+			}
+		}
+	}
+	return byName
+}
+
+// isPerCPU reports whether a symbol at an address stands for a variable of which each
+// CPU has a copy elsewhere.
+func (u *Unit) isPerCPU(addr uint64) bool {
+	return u.PerCPU != nil && u.PerCPU.Contains(addr)
+}
+
+// die is a type as an entry refers to it: by its number in BTF, or by where it is
+// described.
+type die struct{ typ, at uint32 }
+
+// typeOf is the type of a variable; it describes what BTF need not have.
+func (d *describer) typeOf(v *Variable) (die, bool) {
+	typ := uint32(v.Type)
+	if s, i := d.target(typ); (i < 0 || !s.isDescribed(i)) && !(typ == 0 && v.Pointer) { // which is void *
+		return die{}, false
+	}
+	switch at := uint32(d.info.len()); {
+	case v.Pointer:
+		d.entry(shapePointer, typ, 0)
+		return die{at: at}, true
+	case v.Array:
+		d.arrayOf(typ, v.Count)
+		return die{at: at}, true
+	}
+	return die{typ: typ}, true
+}
+
 // variable describes one variable. One without a type would be no more than the
 // symbol it is already.
-func (d *describer) variable(str, typ uint32, addr uint64, isExternal bool) {
-	s, i := d.target(typ)
-	if i < 0 || !s.isDescribed(i) {
-		d.notes.add("variable at %#x of type %d: not described", addr, typ)
+func (d *describer) variable(str uint32, of die, addr uint64, isExternal bool) {
+	if of.at != 0 {
+		d.info.u8(shapeVariable.code(true, str != 0))
+		d.info.u32(of.at)
+		if str != 0 {
+			d.info.u32(str)
+		}
+		d.index.add(shapeVariable, str)
+	} else if s, i := d.target(of.typ); i >= 0 && s.isDescribed(i) {
+		d.entry(shapeVariable, of.typ, str)
+	} else {
+		d.notes.add("variable at %#x of type %d: not described", addr, of.typ)
 		return
 	}
-	d.entry(shapeVariable, typ, str)
 	d.index.setExternal(isExternal && str != 0)
 	d.info.flag(isExternal)
 	d.info.block(func(b *buffer) {

@@ -9,6 +9,7 @@ import (
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/btf"
+	"nestdbg/internal/mem"
 )
 
 const text = 0xffffffff81000000
@@ -56,20 +57,59 @@ func TestFunctions(t *testing.T) {
 	)
 }
 
-// TestPerCPU: BTF has the types of per-CPU variables, the symbols their addresses.
-func TestPerCPU(t *testing.T) {
+// TestBTFVariables: BTF has the types of variables by name and by section, the symbols
+// their addresses. Per-CPU ones lie in [0x18100, 0x181ff].
+func TestBTFVariables(t *testing.T) {
 	integer := &cilium.Int{Name: "int", Size: 4, Encoding: cilium.Signed}
 	rq := &cilium.Struct{Name: "rq", Size: 4, Members: []cilium.Member{{Name: "nr_running", Type: integer}}}
-	raw, ids := marshal(t, &cilium.Var{Name: "runqueues", Type: rq}, &cilium.Var{Name: "gone", Type: rq},
-		&cilium.Var{Name: "known", Type: rq}, integer)
-	f := &File{Arch: arch.X86, Sections: testSections, Units: []Unit{{Name: "kernel", BTF: raw,
+	section := func(name string, typ cilium.Type, variables ...string) *cilium.Datasec {
+		d := &cilium.Datasec{Name: name}
+		for _, v := range variables {
+			d.Vars = append(d.Vars, cilium.VarSecinfo{Type: &cilium.Var{Name: v, Type: typ}, Size: 4})
+		}
+		return d
+	}
+	raw, ids := marshal(t, section(".data..percpu", rq, "runqueues", "gone", "known", "elsewhere", "twice", "twice", "both", "each"),
+		section(".data", integer, "plain", "each2", "inside"), integer)
+	f := &File{Arch: arch.X86, Sections: testSections, Units: []Unit{{Name: "kernel", BTF: raw, PerCPU: &mem.Range{First: 0x18100, Last: 0x181ff},
 		Variables: []Variable{{Name: "known", Addr: 0x40, Type: btf.ID(ids[integer])}},
-		Symbols: []Symbol{{Name: "runqueues", Addr: 0x100, Local: true}, {Name: "known", Addr: 0x40},
-			{Name: "gone", Addr: text, Code: true}}}}}
+		Symbols: []Symbol{{Name: "runqueues", Addr: 0x18100, Local: true}, {Name: "known", Addr: 0x18140},
+			{Name: "gone", Addr: text, Code: true},
+			{Name: "elsewhere", Addr: text + 0x1100}, {Name: "inside", Addr: 0x18180}, // the section is another
+			{Name: "twice", Addr: 0x18110},                                          // two variables
+			{Name: "both", Addr: 0x18120}, {Name: "both", Addr: 0x18128, Local: true}, // two symbols
+			{Name: "each", Addr: 0x18130}, {Name: "each", Addr: text + 0x1200, Local: true},
+			{Name: "plain", Addr: text + 0x1300}}}}}
 	checkEntries(t, f, "unit kernel", "struct rq {nr_running int@0}",
 		"int known at 034000000000000000 external true",
-		"struct rq runqueues at 030001000000000000 external false")
-	checkGDB(t, f, "print &runqueues.nr_running", "$1 = (int *) 0x100\n")
+		"struct rq runqueues at 030081010000000000 external false",
+		"struct rq each at 033081010000000000 external true",
+		"int plain at 0300130081ffffffff external true")
+	// A per-CPU symbol is a number, and no name for an address.
+	checkGDB(t, f, "print &runqueues.nr_running", "$1 = (int *) 0x18100\n",
+		"print &twice", "$2 = (<variable (not text or data), no debug info> *) 0x18110\n",
+		"info symbol 0x18110", "No symbol matches 0x18110.\n", "print (void *)0x18110", "$3 = (void *) 0x18110\n")
+}
+
+// TestVariables: types that the caller knows, those that BTF has not among them.
+func TestVariables(t *testing.T) {
+	integer := &cilium.Int{Name: "int", Size: 4, Encoding: cilium.Signed}
+	char := &cilium.Int{Name: "char", Size: 1, Encoding: cilium.Signed}
+	raw, ids := marshal(t, integer, char)
+	at := func(name string, v Variable) Variable {
+		v.Name, v.Addr, v.Type = name, text+0x1000, btf.ID(ids[integer])
+		return v
+	}
+	none := at("none", Variable{Pointer: true})
+	none.Type = 99
+	void := at("nothing", Variable{Pointer: true})
+	void.Type = 0
+	f := &File{Arch: arch.X86, Sections: testSections, Units: []Unit{{Name: "kernel", BTF: raw, Variables: []Variable{
+		at("value", Variable{}), at("pointer", Variable{Pointer: true}), at("array", Variable{Array: true, Count: 3}),
+		at("open", Variable{Array: true}), void, none}}}}
+	checkProblems(t, "variables", f, "variable at 0xffffffff81001000 of type 99: not described")
+	checkGDB(t, f, "whatis value", "type = int\n", "whatis pointer", "type = int *\n", "whatis array", "type = int [3]\n",
+		"whatis open", "type = int []\n", "whatis nothing", "type = void *\n", "whatis &array[1]", "type = int *\n")
 }
 
 // kernelAndModule is a kernel with three structures, and a module that uses one

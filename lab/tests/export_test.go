@@ -146,13 +146,20 @@ func checkMissingTypes(t *testing.T, l *lab.Lab, r *exportReport) {
 const modulesFirst = 0xffffffffc0000000
 
 // checkExportedSymbols compares all symbols of all files, by module, with
-// /proc/kallsyms: name, address, and whether it is code. Per-CPU symbols, which
-// have no address, are in no file.
+// /proc/kallsyms: name, address, and whether it is code. Of absolute symbols the
+// kernel's per-CPU ones are in its file; those of modules are in none.
 func checkExportedSymbols(t *testing.T, l *lab.Lab, machine string, files map[string]string) {
 	t.Helper()
-	want := slices.DeleteFunc(parseSymbols(t, ask(t, l, machine, "kallsyms")), func(s symbol) bool {
+	all := parseSymbols(t, ask(t, l, machine, "kallsyms"))
+	bound := func(name string) uint64 {
+		i := slices.IndexFunc(all, func(s symbol) bool { return s.name == name })
+		return all[i].addr
+	}
+	first, end := bound("__per_cpu_start"), bound("__per_cpu_end")
+	want := slices.DeleteFunc(slices.Clone(all), func(s symbol) bool {
+		isPerCPU := s.module == "" && first <= s.addr && s.addr < end
 		// Since Linux 6.15 those of modules are in the image's part for them.
-		return madeAtRunTime(s) || s.addr < 1<<63 || s.module != "" && s.addr < modulesFirst
+		return madeAtRunTime(s) || s.addr < 1<<63 && !isPerCPU || s.module != "" && s.addr < modulesFirst
 	})
 	for i := range want {
 		switch want[i].kind {
