@@ -304,9 +304,8 @@ func (f *Files) modules(m *machine.Machine, k *linux.Kernel) []gdbserver.Library
 	for _, p := range problems {
 		f.log.Info("modules", "machine", m.Name, "problem", p)
 	}
-	if err != nil {
-		f.log.Warn("modules are not known", "machine", m.Name, "error", err)
-		return nil
+	if err != nil { // with those that were reached
+		f.log.Warn("modules are not all known", "machine", m.Name, "found", len(modules), "error", err)
 	}
 	found := make([]string, len(modules))
 	for i, mod := range modules {
