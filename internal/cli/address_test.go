@@ -6,12 +6,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"nestdbg/internal/nested/nestedtest"
 	"nestdbg/internal/session"
+	"nestdbg/internal/target"
 )
 
 // opened is an invocation whose target is open, and its output.
@@ -151,6 +153,43 @@ func TestMonitor(t *testing.T) {
 		var out bytes.Buffer
 		if err := m.Monitor(t.Context(), 1, 1, command, &out); err != nil || out.String() != want {
 			t.Errorf("%q: %q, %v; want %q", command, &out, err, want)
+		}
+	}
+}
+
+// described is a target that can say what it is.
+type described struct{ target.Target }
+
+func (described) Describe() target.Description { return target.Description{Kind: "a file", Path: "f"} }
+
+// TestStatusOfOne: of a machine that was asked for, or of all; gdb's inferior asks for none.
+func TestStatusOfOne(t *testing.T) {
+	w := nestedtest.New()
+	g := w.Guest()
+	s := session.New(nestedtest.NewStill(w, g.CPU(nestedtest.Text, nestedtest.Text+0x3f00).Running(0, nestedtest.Text+0x20, nestedtest.Text+0x3f00)))
+	if _, err := s.Look(t.Context(), session.Full); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{in: strings.NewReader(""), out: io.Discard, errOut: io.Discard, session: s, target: described{}}
+	m := &monitor{app: a, debugger: session.NewDebugger(s, nil, a.log())}
+	for command, want := range map[string][]string{
+		"status": {"l1", "vm0"}, "status -m l1": {"l1"}, "-m vm0 status": {"vm0"}, "status -m vm7": nil,
+	} {
+		var out bytes.Buffer
+		if err := m.Monitor(t.Context(), 2, 1, command, &out); err != nil {
+			t.Fatal(err)
+		}
+		if want == nil {
+			if got := out.String(); got != "no machine \"vm7\"; there are: l1, vm0\n" {
+				t.Errorf("%s: %s", command, got)
+			}
+			continue
+		}
+		for _, name := range []string{"l1", "vm0"} {
+			shown := regexp.MustCompile(`(?m)^ *` + name + ` `).MatchString(out.String())
+			if shown != slices.Contains(want, name) {
+				t.Errorf("%s: %s is shown: %v\n%s", command, name, shown, &out)
+			}
 		}
 	}
 }

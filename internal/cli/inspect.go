@@ -25,12 +25,20 @@ func (a *app) inspectCommands() []*cobra.Command {
 
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "status", Short: "The tower: QEMU, every machine, what each CPU does now", Args: noArgs,
+		Use: "status", Short: "The tower: QEMU, every machine, what each CPU does now; with -m of one machine", Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := a.look(c.Context(), session.Full); err != nil {
 				return err
 			}
-			return a.show(a.status(c.Context()))
+			st := a.status(c.Context())
+			if c.Flags().Changed("machine") { // gdb's current inferior is no such wish
+				m, err := a.session.Machine(a.machine)
+				if err != nil {
+					return err
+				}
+				st.Only(m.Name)
+			}
+			return a.show(st)
 		},
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"reflect"
 )
 
 // Report is one answer. The value itself is its JSON.
@@ -39,11 +40,37 @@ func orUnknown(h *Hex) string {
 	return h.String()
 }
 
-// JSON writes a report for scripts, indented, with a final newline.
+// JSON writes a report for scripts, indented, with a final newline. A list of nothing
+// is [], which a script can go through, and not null.
 func JSON(w io.Writer, r Report) error {
+	fillLists(reflect.ValueOf(r))
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	return e.Encode(r)
+}
+
+// fillLists makes empty lists of those that are nil, but for fields with the tag
+// nil:"unknown".
+func fillLists(v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		if !v.IsNil() {
+			fillLists(v.Elem())
+		}
+	case reflect.Slice:
+		if v.IsNil() && v.CanSet() {
+			v.Set(reflect.MakeSlice(v.Type(), 0, 0))
+		}
+		for i := range v.Len() {
+			fillLists(v.Index(i))
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if f := v.Type().Field(i); f.IsExported() && f.Tag.Get("nil") != "unknown" {
+				fillLists(v.Field(i))
+			}
+		}
+	}
 }
 
 // size renders a number of bytes the way people name memory sizes.

@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"nestdbg/internal/linux"
@@ -30,7 +31,6 @@ type QEMU struct {
 	Name    string `json:"name,omitempty"`
 	QMP     string `json:"qmp,omitempty"`
 	Stub    string `json:"stub,omitempty"`
-	State   string `json:"state,omitempty"`
 }
 
 // File is what is left of a machine.
@@ -102,6 +102,11 @@ func NewStatus(s *session.Session, q *QEMU, ram RAM) *Status {
 		st.Machines = append(st.Machines, newMachine(s, t, m))
 	}
 	return st
+}
+
+// Only leaves out all machines but one.
+func (s *Status) Only(name string) {
+	s.Machines = slices.DeleteFunc(s.Machines, func(m Machine) bool { return m.Name != name })
 }
 
 func newMachine(s *session.Session, t *machine.Tower, m *machine.Machine) Machine {
@@ -199,6 +204,7 @@ func (m *Machine) text(w io.Writer) {
 	fmt.Fprintln(w)
 	if k := m.Kernel; k != nil {
 		fmt.Fprintf(w, "%s    Linux %s, text at %s (slide %s), build id %s\n", indent, k.Release, k.TextVA, k.Slide, k.BuildID)
+		fmt.Fprintf(w, "%s    %s\n", indent, k.Banner)
 		for _, p := range k.Problems {
 			fmt.Fprintf(w, "%s    not sure: %s\n", indent, p)
 		}

@@ -32,7 +32,7 @@ type Task struct {
 	OnCPU   bool     `json:"on_cpu"`
 	Kernel  bool     `json:"kernel"`
 	Comm    string   `json:"comm"`
-	Command []string `json:"command"`
+	Command []string `json:"command" nil:"unknown"`
 	Addr    Hex      `json:"addr"`
 }
 
