@@ -222,3 +222,21 @@ func TestGDBFollowsMachines(t *testing.T) {
 	}
 	f.Unlock()
 }
+
+// held is a target that somebody else controls.
+type held struct {
+	described
+	by error
+}
+
+func (h held) CheckStub(context.Context) error { return h.by }
+
+// TestServeHeld: who has the gdbstub is said at once, and not when gdb attaches.
+func TestServeHeld(t *testing.T) {
+	a, out := opened(t)
+	busy := errors.New("taken by somebody")
+	a.target = held{by: busy}
+	if err := a.serve(t.Context(), "", false); !errors.Is(err, busy) || out.Len() > 0 {
+		t.Errorf("%v, %q", err, out)
+	}
+}

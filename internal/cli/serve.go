@@ -41,6 +41,13 @@ func (a *app) debuginfodFlag(c *cobra.Command) {
 }
 
 func (a *app) serve(ctx context.Context, listen string, remote bool) error {
+	if err := a.open(ctx); err != nil {
+		return err
+	}
+	// Whoever attaches would hear of it too, but gdb 13 prints no reason.
+	if err := a.target.CheckStub(ctx); err != nil {
+		return err
+	}
 	if err := a.look(ctx, session.Full); err != nil {
 		return err
 	}
