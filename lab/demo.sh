@@ -30,7 +30,7 @@ for want in \
 	'#0 .*__svm_vcpu_run' \
 	'kvm_arch_vcpu_ioctl_run' \
 	'release, *"|= "[0-9]+\.[0-9]+' \
-	'=> 0x[0-9a-f]+ <do_sys_openat2' \
+	'=> 0x[0-9a-f]+ <do_sys_openat2\+[0-9]+>' \
 	'stage 2 npt'; do
 	grep -Eq -- "$want" "$out" || { echo "demo: missing from the transcript: $want" >&2; exit 1; }
 done
