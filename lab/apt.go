@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -49,6 +50,9 @@ func (a archive) kernelParts(ctx context.Context, name string) ([]string, error)
 			return nil, fmt.Errorf("package %s depends on more than %d kernel packages", name, partsLimit)
 		}
 		out, err := a.output(ctx, "", "apt-cache", "depends", "--important", parts[i])
+		if i == 0 && err != nil && ctx.Err() == nil && !errors.Is(err, exec.ErrNotFound) {
+			return nil, optionf("kernel %s: no such file, and no package: %w", name, err)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("package %s: %w", name, err)
 		}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -60,7 +61,15 @@ func (l *Lab) socket(machine, name string) (string, error) {
 	if !IsMachineName(machine) {
 		return "", fmt.Errorf("machine %q: %w: there are l1, vm0, vm1, ..., vm0.vm0, ...", machine, ErrNotFound)
 	}
-	return filepath.Join(l.Dir, name), nil
+	path := filepath.Join(l.Dir, name)
+	if _, err := os.Stat(path); l.Machine(machine) == nil && errors.Is(err, os.ErrNotExist) {
+		var names []string
+		for _, m := range l.Machines {
+			names = append(names, m.Name)
+		}
+		return "", fmt.Errorf("machine %q: %w in lab %s: there are %s", machine, ErrNotFound, l.Name, strings.Join(names, ", "))
+	}
+	return path, nil
 }
 
 // dial connects to one of QEMU's sockets.

@@ -33,7 +33,7 @@ func findKernel(ctx context.Context, c cache, spec, modules string,
 	}
 	name, suite := splitSuite(spec)
 	if !validName.MatchString(name) || strings.Contains(spec, "/") && !validName.MatchString(suite) {
-		return nil, fmt.Errorf("kernel %s: no such file", spec)
+		return nil, optionf("kernel %s: no such file", spec)
 	}
 	return kernelFromPackage(ctx, c, name, suite, progress)
 }
@@ -59,7 +59,7 @@ func kernelFromImage(image, modules string) (*Kernel, error) {
 			return &Kernel{Release: release, Image: image, Modules: m}, nil
 		}
 	}
-	return nil, fmt.Errorf("kernel %s: no modules beside it: "+
+	return nil, optionf("kernel %s: no modules beside it: "+
 		"give the directory lib/modules/%s with --modules or --l1-modules", image, release)
 }
 
@@ -108,7 +108,7 @@ func imageRelease(path string) (string, error) {
 func kernelFromDebs(ctx context.Context, c cache, debs []string, progress func(string)) (*Kernel, error) {
 	key, err := hashFiles(debs)
 	if err != nil {
-		return nil, err
+		return nil, &OptionError{err}
 	}
 	root, err := c.make(filepath.Join("kernels", key[:16]), func(dir string) error {
 		progress("unpacking " + strings.Join(debs, ", "))

@@ -54,7 +54,10 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 		return nil, err
 	}
 	dir := filepath.Join(home, o.Name)
-	if err := errors.Join(checkSockets(dir), checkFree(dir)); err != nil {
+	if err := checkSockets(dir); err != nil {
+		return nil, err
+	}
+	if err := checkFree(dir); err != nil {
 		return nil, err
 	}
 	l := &Lab{Name: o.Name, Kind: o.Kind, Dir: dir}
@@ -66,7 +69,10 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 		return nil, err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, errors.Join(checkFree(dir), err)
+		if busy := checkFree(dir); busy != nil { // somebody was faster
+			return nil, busy
+		}
+		return nil, err
 	}
 	start := kinds[o.Kind].start
 	if start == nil {
@@ -85,7 +91,8 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	return l, nil
 }
 
-// checkFree fails if there is a lab in dir, and says what to do about it.
+// checkFree fails if there is a lab in dir, and says what to do about it: an
+// *OptionError, for the name is the person's.
 func checkFree(dir string) error {
 	l, err := load(dir)
 	switch {
@@ -94,10 +101,9 @@ func checkFree(dir string) error {
 	case err != nil:
 		return err
 	case l.Running:
-		return fmt.Errorf("lab %s is running already: use another --name, or first nestdbg lab down %s",
-			l.Name, l.Name)
+		return optionf("lab %s is running already: use another --name, or first nestdbg lab down %s", l.Name, l.Name)
 	default:
-		return fmt.Errorf("lab %s is dead but still there: first nestdbg lab down %s", l.Name, l.Name)
+		return optionf("lab %s is dead but still there: first nestdbg lab down %s", l.Name, l.Name)
 	}
 }
 

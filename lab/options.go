@@ -115,6 +115,8 @@ type OptionError struct{ Err error }
 func (e *OptionError) Error() string { return e.Err.Error() }
 func (e *OptionError) Unwrap() error { return e.Err }
 
+func optionf(format string, args ...any) error { return &OptionError{fmt.Errorf(format, args...)} }
+
 func setDefault[T comparable](p *T, value T) {
 	var zero T
 	if *p == zero {

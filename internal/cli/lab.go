@@ -300,13 +300,13 @@ in a machine with VMs also vm list, vm start N [reboots], vm kill N.`,
 			}
 			if request == "" {
 				fmt.Fprintf(cmd.ErrOrStderr(), "console of %s in lab %s; Ctrl-] leaves\n", machine, l.Name)
-				return l.Console(cmd.Context(), machine, os.Stdin, cmd.OutOrStdout())
+				return machineError(l.Console(cmd.Context(), machine, os.Stdin, cmd.OutOrStdout()))
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			answer, err := l.Ask(ctx, machine, request)
 			if err != nil {
-				return err
+				return machineError(err)
 			}
 			_, err = cmd.OutOrStdout().Write(answer)
 			return err
@@ -315,6 +315,14 @@ in a machine with VMs also vm list, vm start N [reboots], vm kill N.`,
 	cmd.Flags().StringVar(&request, "command", "", "send this request and print the answer")
 	cmd.Flags().DurationVar(&timeout, "timeout", 90*time.Second, "how long to wait for the answer")
 	return cmd
+}
+
+// machineError makes a machine that the lab does not have wrong usage.
+func machineError(err error) error {
+	if errors.Is(err, lab.ErrNotFound) {
+		return usageError{err}
+	}
+	return err
 }
 
 // splitMachine takes the machine from the arguments [NAME] [MACHINE]; a single

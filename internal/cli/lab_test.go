@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,7 +40,9 @@ func TestLabErrors(t *testing.T) {
 		{"up --memory 1T", exitUsage, "write 512M or 2G"},
 		{"up --memory 256M", exitUsage, "give --memory 704M"},
 		{"up --name a/b", exitUsage, "name"},
-		{"up --kernel ./no/such", exitFailed, ""},
+		{"up --l1-kernel ./no/such", exitUsage, "no such file"},
+		{"up --l1-kernel no/such.deb", exitUsage, "no such file"},
+		{"up --l1-kernel no-such-package", exitUsage, "no package"},
 		{"down", exitUsage, "nestdbg lab up"},
 		{"down x --all", exitUsage, "either"},
 		{"console x vm0", exitUsage, "not found"},
@@ -54,6 +57,38 @@ func TestLabErrors(t *testing.T) {
 		}
 		if strings.Count(strings.TrimSpace(errOut), "\n") > 0 {
 			t.Errorf("lab %s: the error has more than a line: %q", c.args, errOut)
+		}
+	}
+}
+
+// TestLabOfAnother: a lab that is there already, and a machine that a lab does not have.
+func TestLabOfAnother(t *testing.T) {
+	dead := func(home string) {
+		dir := filepath.Join(home, "dead")
+		b, err := json.Marshal(lab.Lab{Name: "dead", Dir: dir, Machines: []lab.Machine{{Name: "l1"}, {Name: "vm0"}}})
+		if err == nil {
+			err = os.Mkdir(dir, 0o700)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "lab.json"), b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		args   string
+		status int
+		want   string
+	}{
+		{"up --name dead", exitUsage, "nestdbg: lab dead is dead but still there: first nestdbg lab down dead\n"},
+		{"console dead vm7 --command ping", exitUsage, "nestdbg: machine \"vm7\": not found in lab dead: there are l1, vm0\n"},
+		{"console dead vm99 --command ping", exitUsage, "nestdbg: machine \"vm99\": not found: there are l1, vm0, vm1, ..., vm0.vm0, ...\n"},
+		{"console dead vm0 --command ping", exitFailed, "nestdbg: ask vm0: lab dead is not running: nestdbg lab down dead; nestdbg lab up\n"},
+	} {
+		status, out, errOut := runLab(t, dead, strings.Fields(c.args)...)
+		if status != c.status || out != "" || errOut != c.want {
+			t.Errorf("lab %s: status %d, %q, %q; want %d, %q", c.args, status, out, errOut, c.status, c.want)
 		}
 	}
 }

@@ -76,7 +76,7 @@ func TestBTFVariables(t *testing.T) {
 		Symbols: []Symbol{{Name: "runqueues", Addr: 0x18100, Local: true}, {Name: "known", Addr: 0x18140},
 			{Name: "gone", Addr: text, Code: true},
 			{Name: "elsewhere", Addr: text + 0x1100}, {Name: "inside", Addr: 0x18180}, // the section is another
-			{Name: "twice", Addr: 0x18110},                                          // two variables
+			{Name: "twice", Addr: 0x18110},                                            // two variables
 			{Name: "both", Addr: 0x18120}, {Name: "both", Addr: 0x18128, Local: true}, // two symbols
 			{Name: "each", Addr: 0x18130}, {Name: "each", Addr: text + 0x1200, Local: true},
 			{Name: "plain", Addr: text + 0x1300}}}}}
