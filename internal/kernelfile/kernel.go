@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"sync"
 
 	"nestdbg/internal/linux"
 	"nestdbg/internal/mem"
@@ -15,6 +16,15 @@ import (
 // call-frame information, at run-time addresses. There are no source lines and no
 // local variables. What is missing, and why, is in the problems.
 func Kernel(k *linux.Kernel, w io.Writer) (problems []string, err error) {
+	f, problems, err := kernel(k)
+	if err != nil {
+		return nil, err
+	}
+	left, err := f.Write(w)
+	return append(problems, texts(left)...), err
+}
+
+func kernel(k *linux.Kernel) (f *symfile.File, problems []string, err error) {
 	missing := func(what string, err error) {
 		problems = append(problems, fmt.Sprintf("%s: %v", what, err))
 	}
@@ -23,7 +33,7 @@ func Kernel(k *linux.Kernel, w io.Writer) (problems []string, err error) {
 		unit.PerCPU = &perCPU
 	}
 	if unit.Symbols, err = symbols(k, unit.PerCPU); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if unit.BTF, err = k.RawBTF(); err != nil {
 		missing("types", err)
@@ -33,13 +43,67 @@ func Kernel(k *linux.Kernel, w io.Writer) (problems []string, err error) {
 	if unit.Unwind, err = k.Unwind(); err != nil {
 		missing("call frames", err)
 	}
-	f := &symfile.File{Arch: k.Arch(), BuildID: buildID(k.BuildID), Sections: sections(uint64(k.TextVA), k.Size, k.Lookup), Units: []symfile.Unit{unit}, Code: k,
+	f = &symfile.File{Arch: k.Arch(), BuildID: buildID(k.BuildID), Sections: sections(uint64(k.TextVA), k.Size, k.Lookup), Units: []symfile.Unit{unit}, Code: k,
 		Ends: []mem.Range{k.UserRange()}} // as in Frames
-	left, err := f.Write(w)
+	return f, problems, nil
+}
+
+// texts are what was left out of a file, for people.
+func texts(left []symfile.Problem) (out []string) {
 	for _, p := range left {
-		problems = append(problems, p.String())
+		out = append(out, p.String())
 	}
-	return problems, err
+	return out
+}
+
+// Kernels writes the files of several kernels as Kernel does. Of those with one build
+// id the first is kept, since the others differ from it in their place only. It is safe for
+// concurrent use.
+type Kernels struct {
+	mu    sync.Mutex
+	left  map[string]int           // how many are still to be written, by build id; guarded by mu
+	first map[string]*symfile.Copy // guarded by mu
+}
+
+// NewKernels returns a writer for kernels with these build ids, as many times as they
+// are there.
+func NewKernels(buildIDs []string) *Kernels {
+	k := &Kernels{left: make(map[string]int), first: make(map[string]*symfile.Copy)}
+	for _, id := range buildIDs {
+		k.left[id]++
+	}
+	return k
+}
+
+// Write writes the file of a kernel.
+func (x *Kernels) Write(k *linux.Kernel, w io.Writer) (problems []string, err error) {
+	x.mu.Lock()
+	x.left[k.BuildID]--
+	first, more := x.first[k.BuildID], x.left[k.BuildID] > 0
+	if !more {
+		delete(x.first, k.BuildID)
+	}
+	x.mu.Unlock()
+	if first == nil && !more {
+		return Kernel(k, w)
+	}
+	f, problems, err := kernel(k)
+	if err != nil {
+		return nil, err
+	}
+	if first != nil {
+		same, left, err := first.Again(f, w)
+		if same || err != nil {
+			return append(problems, texts(left)...), err
+		}
+	}
+	c, left, err := f.WriteCopy(w)
+	if err == nil && more {
+		x.mu.Lock()
+		x.first[k.BuildID] = c
+		x.mu.Unlock()
+	}
+	return append(problems, texts(left)...), err
 }
 
 // buildID is one in hexadecimal as bytes, nil for anything else.

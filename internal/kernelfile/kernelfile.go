@@ -54,8 +54,5 @@ func Frames(k *linux.Kernel, w io.Writer) (problems []string, err error) {
 		f.Units = append(f.Units, symfile.Unit{Name: m.Name, Unwind: t})
 	}
 	left, err := f.Write(w)
-	for _, p := range left {
-		problems = append(problems, p.String())
-	}
-	return problems, err
+	return append(problems, texts(left)...), err
 }

@@ -49,10 +49,7 @@ func (f *Modules) Write(m *linux.Module, w io.Writer) (problems []string, err er
 	}
 	file.Units = []symfile.Unit{unit}
 	left, err := file.Write(w)
-	for _, p := range left {
-		problems = append(problems, p.String())
-	}
-	return problems, err
+	return append(problems, texts(left)...), err
 }
 
 // moduleSections are the module's regions that are not empty.

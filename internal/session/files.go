@@ -33,9 +33,10 @@ type Files struct {
 	ending   context.CancelFunc // ends what Prepare began
 	prepared sync.WaitGroup
 
-	mu    sync.Mutex
-	dir   string               // private, for files made here; "" until needed; guarded by mu
-	files map[string]*madeFile // by what they describe; guarded by mu
+	mu      sync.Mutex
+	kernels *kernelfile.Kernels  // while Prepare is at work; nil else; guarded by mu
+	dir     string               // private, for files made here; "" until needed; guarded by mu
+	files   map[string]*madeFile // by what they describe; guarded by mu
 }
 
 // madeFile is a file that is made here when it is asked for first.
@@ -75,8 +76,10 @@ func (f *Files) Close() error {
 func (f *Files) Prepare(done func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	f.ending = cancel
+	f.setKernels(kernelfile.NewKernels(f.buildIDs()))
 	f.prepared.Go(func() {
 		defer done()
+		defer f.setKernels(nil)
 		for _, m := range f.session.Tower().Machines {
 			pid := f.session.Number(m)
 			for _, ask := range []func(){func() { f.ExecFile(pid) }, func() { f.Libraries(pid) }} {
@@ -87,6 +90,33 @@ func (f *Files) Prepare(done func()) {
 			}
 		}
 	})
+}
+
+func (f *Files) setKernels(k *kernelfile.Kernels) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.kernels = k
+}
+
+// buildIDs are those of the kernels of the last look.
+func (f *Files) buildIDs() (ids []string) {
+	for _, m := range f.session.Tower().Machines {
+		if k, err := f.session.Kernel(m); err == nil {
+			ids = append(ids, k.BuildID)
+		}
+	}
+	return ids
+}
+
+// writeKernel writes a kernel's file, with what is at hand of another's.
+func (f *Files) writeKernel(k *linux.Kernel, w io.Writer) ([]string, error) {
+	f.mu.Lock()
+	kernels := f.kernels
+	f.mu.Unlock()
+	if kernels == nil {
+		return kernelfile.Kernel(k, w)
+	}
+	return kernels.Write(k, w)
 }
 
 // place returns a path for a file made here for one machine. The name may come from
@@ -230,7 +260,7 @@ func (f *Files) ExecFile(pid int) string {
 		return path
 	}
 	path, err := f.made(m, "vmlinux", fmt.Sprintf("%s %#x %s", m.Name, k.TextVA, k.BuildID),
-		func(w io.Writer) ([]string, error) { return kernelfile.Kernel(k, w) })
+		func(w io.Writer) ([]string, error) { return f.writeKernel(k, w) })
 	if err != nil {
 		f.log.Warn("no vmlinux with this build id, and none can be made from memory; --symbols names a directory to search",
 			"machine", m.Name, "release", k.Release, "build-id", k.BuildID, "error", err)

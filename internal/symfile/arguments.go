@@ -56,13 +56,10 @@ func (d *describer) isScalar(id uint32) bool {
 // gdb puts a breakpoint on a function behind some of these. It is 0 if the code
 // cannot be read or begins in another way; at the first instruction itself the
 // arguments are always in place.
-func entrySize(code mem.VirtReader, addr uint64) uint64 {
-	var b [13]byte
-	if code == nil {
-		return 0
-	}
-	n, _ := code.ReadVirt(b[:], mem.Virt(addr))
-	rest := b[:n]
+func entrySize(code *codeWindow, addr uint64) uint64 {
+	const longest = 13
+	all := code.at(addr, longest)
+	rest := all
 	for _, step := range entrySteps {
 		for _, prefix := range step {
 			if after, ok := bytes.CutPrefix(rest, prefix); ok {
@@ -71,7 +68,35 @@ func entrySize(code mem.VirtReader, addr uint64) uint64 {
 			}
 		}
 	}
-	return uint64(n - len(rest))
+	return uint64(len(all) - len(rest))
+}
+
+// codeWindow reads code ahead, for who asks by ascending address: to walk page tables
+// for each function takes longer than all the rest of it.
+type codeWindow struct {
+	code  mem.VirtReader // may be nil
+	first uint64         // the address of b
+	b     []byte
+}
+
+const codeAhead = 64 << 10
+
+// at is up to n bytes of code from an address on, valid until the next call; fewer where
+// it cannot be read.
+func (w *codeWindow) at(addr uint64, n int) []byte {
+	if w.code == nil {
+		return nil
+	}
+	if addr < w.first || addr-w.first+uint64(n) > uint64(len(w.b)) {
+		if w.b == nil {
+			w.b = make([]byte, codeAhead)
+		}
+		w.first, w.b = addr, w.b[:cap(w.b)]
+		got, _ := w.code.ReadVirt(w.b, mem.Virt(addr))
+		w.b = w.b[:got]
+	}
+	b := w.b[addr-w.first:]
+	return b[:min(n, len(b))]
 }
 
 // entrySteps are the instructions that a function may begin with, in this order,
@@ -90,10 +115,10 @@ var entrySteps = [...][][]byte{
 
 // location appends a location list to .debug_loc and returns where it is: a
 // register, from a function's first byte to the one at its address + size.
-func (b *buffer) location(addr, size uint64, reg uint8) uint32 {
+func (b *buffer) location(addr, size uint64, reg uint8, moves bool) uint32 {
 	at := b.len()
-	b.u64(addr) // relative to the unit's DW_AT_low_pc, which is 0
-	b.u64(addr + size + 1)
+	b.addr(addr, moves) // relative to the unit's DW_AT_low_pc, which is 0
+	b.addr(addr+size+1, moves)
 	b.u16(1)
 	b.u8(opReg0 + reg)
 	b.u64(0)

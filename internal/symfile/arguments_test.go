@@ -76,11 +76,11 @@ func TestEntrySize(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := entrySize(codeAt(code), text); got != c.want {
+		if got := entrySize(&codeWindow{code: codeAt(code)}, text); got != c.want {
 			t.Errorf("%s: %d bytes, want %d", c.name, got, c.want)
 		}
 	}
-	if got := entrySize(nil, text); got != 0 {
+	if got := entrySize(&codeWindow{}, text); got != 0 {
 		t.Errorf("no code: %d bytes", got)
 	}
 }

@@ -7,18 +7,31 @@ import (
 
 // buffer is a section under construction. ELF and DWARF numbers are
 // little-endian here, the byte order of every architecture nestdbg knows.
-type buffer struct{ b []byte }
+type buffer struct {
+	b []byte
+	// moves is where in b addresses are that move with the image, 8 bytes each.
+	moves []uint32
+}
 
 // grow makes room for n more bytes, which need not be exact. A section of megabytes
 // that grows by itself is copied many times, and fresh memory costs more than what is
 // written to it.
 func (b *buffer) grow(n int) { b.b = slices.Grow(b.b, n) }
 
-func (b *buffer) len() int        { return len(b.b) }
-func (b *buffer) u8(v uint8)      { b.b = append(b.b, v) }
-func (b *buffer) u16(v uint16)    { b.b = binary.LittleEndian.AppendUint16(b.b, v) }
-func (b *buffer) u32(v uint32)    { b.b = binary.LittleEndian.AppendUint32(b.b, v) }
-func (b *buffer) u64(v uint64)    { b.b = binary.LittleEndian.AppendUint64(b.b, v) }
+func (b *buffer) len() int     { return len(b.b) }
+func (b *buffer) u8(v uint8)   { b.b = append(b.b, v) }
+func (b *buffer) u16(v uint16) { b.b = binary.LittleEndian.AppendUint16(b.b, v) }
+func (b *buffer) u32(v uint32) { b.b = binary.LittleEndian.AppendUint32(b.b, v) }
+func (b *buffer) u64(v uint64) { b.b = binary.LittleEndian.AppendUint64(b.b, v) }
+
+// addr appends an address, which moves with the image or does not.
+func (b *buffer) addr(v uint64, moves bool) {
+	if moves {
+		b.moves = append(b.moves, uint32(len(b.b)))
+	}
+	b.u64(v)
+}
+
 func (b *buffer) bytes(p ...byte) { b.b = append(b.b, p...) }
 func (b *buffer) cstring(s string) {
 	b.b = append(b.b, s...)

@@ -70,9 +70,9 @@ type row struct {
 // frameBytes is how much .debug_frame an ORC entry takes: 7 bytes in Linux 6.1.
 const frameBytes = 8
 
-// frames adds .debug_frame, made from the ORC tables of all units.
-func (w *writer) frames(units []Unit, ends []mem.Range) {
-	b := frameWriter{places: &w.places}
+// frames is .debug_frame, made from the ORC tables of all units; empty without any.
+func (p *places) frames(units []Unit, ends []mem.Range) buffer {
+	b := frameWriter{places: p}
 	for _, u := range units {
 		if u.Unwind == nil {
 			continue
@@ -87,9 +87,7 @@ func (w *writer) frames(units []Unit, ends []mem.Range) {
 		b.add(at, orc.Entry{Type: orc.End})
 		b.endFDE()
 	}
-	if b.out.len() > 0 {
-		w.add(part{name: ".debug_frame", kind: shtProgbits, data: b.out.b, align: 8})
-	}
+	return b.out
 }
 
 // frameWriter writes .debug_frame. A CIE describes one layout and an FDE a run of
@@ -165,7 +163,7 @@ func (w *frameWriter) beginFDE(first uint64, l layout) {
 	w.start, w.isOpen = w.out.len(), true
 	w.out.u32(0) // length, set by endFDE
 	w.out.u32(cie)
-	w.out.u64(first)
+	w.out.addr(first, w.places.moves(first))
 	w.out.u64(0) // range in bytes, set by endFDE
 	w.first, w.at, w.layout = first, first, l
 	w.boundary = w.places.nextCode(first)

@@ -20,6 +20,8 @@ type describer struct {
 	index  *gdbIndex
 	code   mem.VirtReader // may be nil
 
+	entries []codeEntry // of the functions that were described, if somebody wants to know
+
 	// fixups are the places in info that hold a type id for now. References are
 	// section offsets, since they may lead from a module to the kernel's types.
 	fixups []int

@@ -3,6 +3,7 @@ package symfile
 import (
 	"fmt"
 	"io"
+	"slices"
 
 	"nestdbg/internal/arch"
 )
@@ -12,7 +13,9 @@ const (
 	elfHeaderSize  = 64
 	elfProgramSize = 56
 	elfSectionSize = 64
-	elfSymbolSize  = 24
+	// sectionAddressAt is where in an Elf64_Shdr its sh_addr is.
+	sectionAddressAt = 16
+	elfSymbolSize    = 24
 
 	elfExec = 2 // ET_EXEC
 	ptLoad  = 1
@@ -72,7 +75,8 @@ type part struct {
 	name    string
 	kind    uint32
 	data    []byte
-	link    uint32 // index of another section
+	moves   []uint32 // see buffer
+	link    uint32   // index of another section
 	info    uint32
 	align   uint64
 	element uint64 // size of an element, 0 if they differ
@@ -85,6 +89,9 @@ type writer struct {
 	parts    []part
 	places   places
 	notes    *notes
+	written  [][]byte // the file, in parts
+	moves    []uint32 // in the file, see buffer
+	entries  []codeEntry
 }
 
 func (w *writer) add(p part) { w.parts = append(w.parts, p) }
@@ -135,7 +142,7 @@ func (w *writer) symbols(units []Unit) {
 			locals = uint32(table.len() / elfSymbolSize)
 		}
 	}
-	w.add(part{name: ".symtab", kind: shtSymtab, data: table.b, link: w.index() + 1, info: locals,
+	w.add(part{name: ".symtab", kind: shtSymtab, data: table.b, moves: table.moves, link: w.index() + 1, info: locals,
 		align: 8, element: elfSymbolSize})
 	w.add(part{name: ".strtab", kind: shtStrtab, data: names.b, align: 1})
 }
@@ -159,7 +166,7 @@ func (w *writer) symbol(table, names *buffer, s *Symbol) {
 	table.u32(uint32(names.len()))
 	table.bytes(info, 0)
 	table.u16(section)
-	table.u64(s.Addr)
+	table.addr(s.Addr, w.places.moves(s.Addr))
 	table.u64(s.Size)
 	names.cstring(cleanName(s.Name))
 }
@@ -173,6 +180,7 @@ func (w *writer) emit(out io.Writer) error {
 	var table buffer
 	table.bytes(make([]byte, elfSectionSize)...)
 	for i, s := range w.sections {
+		table.moves = append(table.moves, uint32(table.len()+sectionAddressAt))
 		table.sectionHeader(names[i], shtNobits, s.flags(), s.First, offset, s.Size, part{align: 1})
 	}
 	for i, p := range w.parts {
@@ -182,14 +190,16 @@ func (w *writer) emit(out io.Writer) error {
 	}
 	offset = (offset + 7) &^ 7
 
-	stream := stream{w: out}
-	stream.write(w.header(offset, uint64(head)))
+	stream := stream{w: out, keep: w.places.keep}
+	header := w.header(offset, uint64(head))
+	stream.write(header.b, header.moves)
 	for _, p := range w.parts {
 		stream.align(8)
-		stream.write(p.data)
+		stream.write(p.data, p.moves)
 	}
 	stream.align(8)
-	stream.write(table.b)
+	stream.write(table.b, table.moves)
+	w.written, w.moves = stream.parts, stream.moves
 	return stream.err
 }
 
@@ -240,7 +250,7 @@ func (b *buffer) sectionHeader(name, kind uint32, flags, addr, offset, size uint
 // header is the Elf64_Ehdr and an Elf64_Phdr for each section. The segments are
 // there because gdb applies "TextSeg=" of qOffsets to segments; like the sections
 // they occupy no bytes of the file.
-func (w *writer) header(sectionTable, head uint64) []byte {
+func (w *writer) header(sectionTable, head uint64) buffer {
 	var b buffer
 	b.bytes(0x7f, 'E', 'L', 'F', 2, 1, 1, 0) // ELFCLASS64, ELFDATA2LSB, EV_CURRENT, System V
 	b.u64(0)
@@ -261,13 +271,13 @@ func (w *writer) header(sectionTable, head uint64) []byte {
 		b.u32(ptLoad)
 		b.u32(s.segmentFlags())
 		b.u64(head)
-		b.u64(s.First)
-		b.u64(s.First)
+		b.addr(s.First, true)
+		b.addr(s.First, true)
 		b.u64(0)
 		b.u64(s.Size)
 		b.u64(1)
 	}
-	return b.b
+	return b
 }
 
 // segmentFlags are PF_X 1, PF_W 2, PF_R 4.
@@ -286,14 +296,23 @@ func (s *Section) segmentFlags() uint32 {
 type stream struct {
 	w      io.Writer
 	offset int
+	keep   bool
+	parts  [][]byte // all that was written, and
+	moves  []uint32 // in it, see buffer; if keep is set
 	err    error
 }
 
-func (s *stream) write(b []byte) {
+func (s *stream) write(b []byte, moves []uint32) {
+	if s.keep {
+		s.parts, s.moves = append(s.parts, b), slices.Grow(s.moves, len(moves))
+		for _, at := range moves {
+			s.moves = append(s.moves, uint32(s.offset)+at)
+		}
+	}
 	if s.err == nil {
 		_, s.err = s.w.Write(b)
 		s.offset += len(b)
 	}
 }
 
-func (s *stream) align(n int) { s.write(make([]byte, -s.offset&(n-1))) }
+func (s *stream) align(n int) { s.write(make([]byte, -s.offset&(n-1)), nil) }

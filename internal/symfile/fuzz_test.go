@@ -20,8 +20,8 @@ func FuzzWrite(f *testing.F) {
 		[]byte{0, 0, 0, 0, 8, 0, 0, 0}, []byte{8, 0, 0, 0, 5, 2, 0, 0, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, kernelTypes, moduleTypes []byte, name string, addr, size uint64,
 		ip, unwind []byte) {
-		b := rawBTF{types: buffer{kernelTypes}, strings: kernel.strings}
-		m := rawBTF{types: buffer{moduleTypes}, strings: module.strings}
+		b := rawBTF{types: buffer{b: kernelTypes}, strings: kernel.strings}
+		m := rawBTF{types: buffer{b: moduleTypes}, strings: module.strings}
 		kernel, module := b.bytes(), m.bytes()
 		table, err := orc.New(ip, unwind, addr, orc.V3)
 		if err != nil {

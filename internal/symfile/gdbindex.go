@@ -85,8 +85,9 @@ func (x *gdbIndex) code(first, size uint64) {
 	}
 }
 
-// section makes the section; str is .debug_str.
-func (x *gdbIndex) section(str []byte) []byte {
+// section makes the section; str is .debug_str. moves tells of an address whether it
+// moves with the image.
+func (x *gdbIndex) section(str []byte, moves func(uint64) bool) buffer {
 	slots, pool := x.table(str)
 	ranges := x.merged()
 	var b buffer
@@ -102,8 +103,8 @@ func (x *gdbIndex) section(str []byte) []byte {
 		b.u64(u.size)
 	}
 	for _, r := range ranges {
-		b.u64(r.first)
-		b.u64(r.end)
+		b.addr(r.first, moves(r.first))
+		b.addr(r.end, moves(r.first))
 		b.u32(r.unit)
 	}
 	for _, s := range slots {
@@ -111,7 +112,7 @@ func (x *gdbIndex) section(str []byte) []byte {
 		b.u32(s.says)
 	}
 	b.bytes(pool...)
-	return b.b
+	return b
 }
 
 // merged are the ranges in order, those together that belong together.

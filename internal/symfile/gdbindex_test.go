@@ -140,7 +140,7 @@ func TestIndexHostileNames(t *testing.T) {
 	}
 	x.add(shapeTypedef, uint32(len(str)))
 	str = append(str, bytes.Repeat([]byte("x"), 10*indexNameMax)...)
-	names, _ := readIndex(t, x.section(str))
+	names, _ := readIndex(t, x.section(str, func(uint64) bool { return false }).b)
 	if len(names) != indexStepsMax {
 		t.Errorf("%d names, want %d", len(names), indexStepsMax)
 	}

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"sort"
+
+	"nestdbg/internal/mem"
 )
 
 // places answers what lies at an address.
@@ -11,10 +13,15 @@ type places struct {
 	sections []Section
 	order    []int    // indices in sections, ascending by address
 	code     []uint64 // addresses of code symbols, ascending, each once
+	image    mem.Range
+	keep     bool // somebody wants to know what moves with the image
 }
 
+// moves reports whether an address moves with the image, and somebody wants to know.
+func (p *places) moves(a uint64) bool { return p.keep && p.image.Contains(a) }
+
 func newPlaces(f *File) places {
-	p := places{sections: f.Sections, order: make([]int, len(f.Sections))}
+	p := places{sections: f.Sections, order: make([]int, len(f.Sections)), image: f.image()}
 	for i := range p.order {
 		p.order[i] = i
 	}

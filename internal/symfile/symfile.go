@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/btf"
@@ -126,6 +127,15 @@ func (p Problem) String() string {
 // here, ErrCorrupt for sections that no ELF file can hold, otherwise it is the
 // writer's.
 func (f *File) Write(w io.Writer) ([]Problem, error) {
+	out, err := f.write(w, false)
+	if err != nil {
+		return nil, err
+	}
+	return out.notes.problems, nil
+}
+
+// write is Write. With keep it notes what moves with the image.
+func (f *File) write(w io.Writer, keep bool) (*writer, error) {
 	machine, ok := machineOf(f.Arch)
 	if !ok {
 		return nil, fmt.Errorf("ELF file for this architecture: %w", ErrUnsupported)
@@ -134,13 +144,21 @@ func (f *File) Write(w io.Writer) ([]Problem, error) {
 		return nil, err
 	}
 	out := &writer{machine: machine, sections: f.Sections, places: newPlaces(f), notes: &notes{}}
+	out.places.keep = keep
+	var frames buffer
+	var made sync.WaitGroup
+	made.Go(func() { frames = out.places.frames(f.Units, f.Ends) }) // which needs nothing of the rest
 	out.symbols(f.Units)
-	out.frames(f.Units, f.Ends)
-	if out.describeUnits(f) {
+	described := out.describeUnits(f)
+	made.Wait()
+	if frames.len() > 0 {
+		out.add(part{name: ".debug_frame", kind: shtProgbits, data: frames.b, moves: frames.moves, align: 8})
+	}
+	for _, p := range described {
+		out.add(p)
+	}
+	if len(described) > 0 {
 		out.buildID(f.BuildID)
 	}
-	if err := out.emit(w); err != nil {
-		return nil, err
-	}
-	return out.notes.problems, nil
+	return out, out.emit(w)
 }

@@ -3,6 +3,7 @@ package symfile
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	"nestdbg/internal/btf"
 )
@@ -16,11 +17,11 @@ type typed struct {
 // locationBytes is how much .debug_loc a symbol takes: 26 bytes in Linux 6.1.
 const locationBytes = 32
 
-// describeUnits adds .debug_info, what belongs to it, and .gdb_index, or nothing.
-func (w *writer) describeUnits(f *File) (described bool) {
+// describeUnits makes .debug_info, what belongs to it, and .gdb_index, or nothing.
+func (w *writer) describeUnits(f *File) []part {
 	base, units := w.parseUnits(f)
 	if len(units) == 0 {
-		return false
+		return nil
 	}
 	var info, str, loc buffer
 	var index gdbIndex
@@ -39,6 +40,7 @@ func (w *writer) describeUnits(f *File) (described bool) {
 		d := describer{types: t.types, notes: w.notes, places: &w.places, code: f.Code,
 			info: &info, str: &str, loc: &loc, index: &index}
 		d.describeUnit(t.unit)
+		w.entries = append(w.entries, d.entries...)
 	}
 	if f.Base != nil {
 		for _, t := range units {
@@ -49,12 +51,14 @@ func (w *writer) describeUnits(f *File) (described bool) {
 	for _, t := range units {
 		describe(t)
 	}
-	w.add(part{name: ".debug_info", kind: shtProgbits, data: info.b, align: 1})
-	w.add(part{name: ".debug_loc", kind: shtProgbits, data: loc.b, align: 1})
-	w.add(part{name: ".debug_abbrev", kind: shtProgbits, data: abbreviations(), align: 1})
-	w.add(part{name: ".debug_str", kind: shtProgbits, data: str.b, align: 1})
-	w.add(part{name: ".gdb_index", kind: shtProgbits, data: index.section(str.b), align: 4})
-	return true
+	indexed := index.section(str.b, w.places.moves)
+	return []part{
+		{name: ".debug_info", kind: shtProgbits, data: info.b, moves: info.moves, align: 1},
+		{name: ".debug_loc", kind: shtProgbits, data: loc.b, moves: loc.moves, align: 1},
+		{name: ".debug_abbrev", kind: shtProgbits, data: abbreviations(), align: 1},
+		{name: ".debug_str", kind: shtProgbits, data: str.b, align: 1},
+		{name: ".gdb_index", kind: shtProgbits, data: indexed.b, moves: indexed.moves, align: 4},
+	}
 }
 
 // Base is a kernel's own BTF, for the files of its modules. It is read once, since
@@ -132,37 +136,54 @@ func (d *describer) describeUnit(u *Unit) {
 		d.own.nameOffset = uint32(d.str.len())
 		d.copyStrings(d.own.strings)
 	}
+	var functions map[string]*function
+	var found sync.WaitGroup
+	found.Go(func() { functions = d.findFunctions(u.Symbols) })
 	d.describeTypes(d.own)
-	d.functions(u.Symbols)
+	found.Wait()
+	d.functions(u.Symbols, functions)
 	d.variables(u)
 	d.end(start)
 }
 
-// function is what BTF and the symbols say about one name.
+// function is what BTF, the symbols and the code say about one name.
 type function struct {
 	proto       uint32 // type id
 	symbol      int    // index in Unit.Symbols, -1 if there is none
+	entry       uint64 // see entrySize
 	isAmbiguous bool
+}
+
+// findFunctions finds the symbols of the functions that BTF knows. It only reads.
+func (d *describer) findFunctions(symbols []Symbol) map[string]*function {
+	if len(symbols) == 0 {
+		return nil
+	}
+	byName := d.prototypes()
+	code := codeWindow{code: d.code}
+	for i := range symbols { // mostly by ascending address
+		s := &symbols[i]
+		if !s.Code {
+			continue
+		}
+		f, ok := byName[s.Name]
+		switch {
+		case !ok:
+		case f.symbol < 0:
+			f.symbol, f.entry = i, entrySize(&code, s.Addr)
+		case symbols[f.symbol].Addr != s.Addr:
+			f.isAmbiguous = true
+		}
+	}
+	return byName
 }
 
 // functions describes the functions that have one prototype and one address.
 // Several static functions may share a name, and BTF does not say to which of
 // them a prototype belongs; those stay plain symbols.
-func (d *describer) functions(symbols []Symbol) {
-	if len(symbols) == 0 {
+func (d *describer) functions(symbols []Symbol, byName map[string]*function) {
+	if len(byName) == 0 {
 		return
-	}
-	byName := d.prototypes()
-	for i := range symbols {
-		s := &symbols[i]
-		f, ok := byName[s.Name]
-		switch {
-		case !ok || !s.Code:
-		case f.symbol < 0:
-			f.symbol = i
-		case symbols[f.symbol].Addr != s.Addr:
-			f.isAmbiguous = true
-		}
 	}
 	for i := range d.own.Len() {
 		if d.own.KindAt(i) != btf.Func {
@@ -173,7 +194,7 @@ func (d *describer) functions(symbols []Symbol) {
 		if f == nil || f.symbol < 0 || f.isAmbiguous {
 			continue
 		}
-		d.function(r.Name, f.proto, &symbols[f.symbol])
+		d.function(r.Name, f, &symbols[f.symbol])
 		f.symbol = -1 // a second record of the same name adds nothing
 	}
 }
@@ -209,8 +230,8 @@ const maxFunction = 1<<32 - 1
 
 // function describes one function. Where its parameters are is known at its entry
 // only; from then on gdb calls their values optimized out.
-func (d *describer) function(name, proto uint32, s *Symbol) {
-	t, i := d.at(proto)
+func (d *describer) function(name uint32, f *function, s *Symbol) {
+	t, i := d.at(f.proto)
 	if i < 0 {
 		return
 	}
@@ -228,11 +249,14 @@ func (d *describer) function(name, proto uint32, s *Symbol) {
 	d.index.setExternal(!s.Local)
 	d.index.code(s.Addr, size)
 	d.info.flag(!s.Local)
-	d.info.u64(s.Addr)
+	moves := d.places.moves(s.Addr)
+	d.info.addr(s.Addr, moves)
 	d.info.u32(uint32(size))
-	entry := entrySize(d.code, s.Addr)
+	if d.places.keep {
+		d.entries = append(d.entries, codeEntry{s.Addr, f.entry})
+	}
 	d.parameters(&r, argumentRegisters[:d.arguments(&r)], func(reg uint8) uint32 {
-		return d.loc.location(s.Addr, entry, reg)
+		return d.loc.location(s.Addr, f.entry, reg, moves)
 	})
 }
 
@@ -358,8 +382,7 @@ func (d *describer) variable(str uint32, of die, addr uint64, isExternal bool) {
 	}
 	d.index.setExternal(isExternal && str != 0)
 	d.info.flag(isExternal)
-	d.info.block(func(b *buffer) {
-		b.u8(opAddr)
-		b.u64(addr)
-	})
+	d.info.uleb(1 + pointerSize)
+	d.info.u8(opAddr)
+	d.info.addr(addr, d.places.moves(addr))
 }
