@@ -57,18 +57,19 @@ func texts(left []symfile.Problem) (out []string) {
 }
 
 // Kernels writes the files of several kernels as Kernel does. Of those with one build
-// id the first is kept, since the others differ from it in their place only. It is safe for
-// concurrent use.
+// id the first is kept, since the others differ from it in their place only, and of all
+// the types, which those of modules continue. It is safe for concurrent use.
 type Kernels struct {
 	mu    sync.Mutex
-	left  map[string]int           // how many are still to be written, by build id; guarded by mu
-	first map[string]*symfile.Copy // guarded by mu
+	left  map[string]int                  // how many are still to be written, by build id; guarded by mu
+	first map[string]*symfile.Copy        // guarded by mu
+	bases map[*linux.Kernel]*symfile.Base // of those that were written; guarded by mu
 }
 
 // NewKernels returns a writer for kernels with these build ids, as many times as they
 // are there.
 func NewKernels(buildIDs []string) *Kernels {
-	k := &Kernels{left: make(map[string]int), first: make(map[string]*symfile.Copy)}
+	k := &Kernels{left: make(map[string]int), first: make(map[string]*symfile.Copy), bases: make(map[*linux.Kernel]*symfile.Base)}
 	for _, id := range buildIDs {
 		k.left[id]++
 	}
@@ -77,33 +78,52 @@ func NewKernels(buildIDs []string) *Kernels {
 
 // Write writes the file of a kernel.
 func (x *Kernels) Write(k *linux.Kernel, w io.Writer) (problems []string, err error) {
-	x.mu.Lock()
-	x.left[k.BuildID]--
-	first, more := x.first[k.BuildID], x.left[k.BuildID] > 0
-	if !more {
-		delete(x.first, k.BuildID)
-	}
-	x.mu.Unlock()
-	if first == nil && !more {
-		return Kernel(k, w)
-	}
 	f, problems, err := kernel(k)
 	if err != nil {
 		return nil, err
 	}
-	if first != nil {
-		same, left, err := first.Again(f, w)
-		if same || err != nil {
-			return append(problems, texts(left)...), err
-		}
+	c := x.take(k.BuildID)
+	same, left := false, []symfile.Problem(nil)
+	if c != nil {
+		same, left, err = c.Again(f, w)
 	}
-	c, left, err := f.WriteCopy(w)
-	if err == nil && more {
-		x.mu.Lock()
-		x.first[k.BuildID] = c
-		x.mu.Unlock()
+	if !same {
+		c, left, err = f.WriteCopy(w)
+	}
+	if err == nil {
+		x.keep(k, c)
 	}
 	return append(problems, texts(left)...), err
+}
+
+// take is the file of a kernel with a build id, nil if none was written yet.
+func (x *Kernels) take(buildID string) *symfile.Copy {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.left[buildID]--
+	return x.first[buildID]
+}
+
+// keep keeps what others need of a file.
+func (x *Kernels) keep(k *linux.Kernel, c *symfile.Copy) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.bases[k] = c.Base()
+	delete(x.first, k.BuildID)
+	if x.left[k.BuildID] > 0 {
+		x.first[k.BuildID] = c
+	}
+}
+
+// Modules is NewModules, for a kernel whose file may have been written.
+func (x *Kernels) Modules(k *linux.Kernel) *Modules {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	m := NewModules(k)
+	if base := x.bases[k]; base != nil {
+		m.base = func() (*symfile.Base, error) { return base, nil }
+	}
+	return m
 }
 
 // buildID is one in hexadecimal as bytes, nil for anything else.

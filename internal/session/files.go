@@ -119,6 +119,17 @@ func (f *Files) writeKernel(k *linux.Kernel, w io.Writer) ([]string, error) {
 	return kernels.Write(k, w)
 }
 
+// newModules is what writes the files of a kernel's modules, with what is at hand of the
+// kernel's own.
+func (f *Files) newModules(k *linux.Kernel) *kernelfile.Modules {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.kernels == nil {
+		return kernelfile.NewModules(k)
+	}
+	return f.kernels.Modules(k)
+}
+
 // place returns a path for a file made here for one machine. The name may come from
 // the guest: it leads to no other directory. Preconditions: f.mu is held.
 func (f *Files) place(m *machine.Machine, name string) (string, error) {
@@ -346,7 +357,7 @@ func (f *Files) modules(m *machine.Machine, k *linux.Kernel) []gdbserver.Library
 	if !f.isMade(f.ExecFile(f.session.Number(m))) || slices.ContainsFunc(found, func(path string) bool { return path != "" }) {
 		out = f.frames(out, m, k, modules)
 	}
-	made := kernelfile.NewModules(k)
+	made := f.newModules(k)
 	for i, mod := range modules {
 		path := found[i]
 		if path == "" {

@@ -17,7 +17,12 @@ type Copy struct {
 	moves    []uint32 // see buffer
 	entries  []codeEntry
 	problems []Problem
+	base     *Base
 }
+
+// Base is the kernel's types for the files of its modules, nil if modules cannot continue
+// them.
+func (c *Copy) Base() *Base { return c.base }
 
 // codeEntry is a function whose arguments are known in its first bytes; see entrySize.
 type codeEntry struct{ addr, size uint64 }
@@ -29,6 +34,10 @@ func (f *File) WriteCopy(w io.Writer) (*Copy, []Problem, error) {
 		return nil, nil, err
 	}
 	c := &Copy{file: f, parts: out.written, moves: out.moves, entries: out.entries, problems: out.notes.problems}
+	if out.kernel != nil {
+		c.base = &Base{table: *out.kernel}
+		c.base.table.die = nil // is of this file
+	}
 	return c, c.problems, nil
 }
 

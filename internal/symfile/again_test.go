@@ -49,6 +49,18 @@ func TestCopy(t *testing.T) {
 	if _, err := file.Write(&whole); err != nil || !bytes.Equal(first.Bytes(), whole.Bytes()) {
 		t.Errorf("with a copy another file is written, %v", err)
 	}
+	_, module := kernelAndModule()
+	sound := base(t, file.Units[0].BTF)
+	var withCopy, withOwn bytes.Buffer
+	for out, b := range map[*bytes.Buffer]*Base{&withCopy: c.Base(), &withOwn: sound} {
+		m := File{Arch: arch.X86, Base: b, Units: []Unit{{Name: "m", BTF: module.bytes()}}}
+		if problems, err := m.Write(out); err != nil || len(problems) > 0 {
+			t.Fatal(problems, err)
+		}
+	}
+	if !bytes.Equal(withCopy.Bytes(), withOwn.Bytes()) {
+		t.Error("a module's file differs with the copy's types")
+	}
 	for _, delta := range []uint64{0, 0x1000000, 0x3e000000, ^uint64(0x1fffff)} {
 		var fresh, copied bytes.Buffer
 		if _, err := movedKernel(t, delta).Write(&fresh); err != nil {

@@ -89,6 +89,7 @@ type writer struct {
 	parts    []part
 	places   places
 	notes    *notes
+	kernel   *table   // that modules continue; nil if it cannot be read to its end
 	written  [][]byte // the file, in parts
 	moves    []uint32 // in the file, see buffer
 	entries  []codeEntry

@@ -20,6 +20,9 @@ const locationBytes = 32
 // describeUnits makes .debug_info, what belongs to it, and .gdb_index, or nothing.
 func (w *writer) describeUnits(f *File) []part {
 	base, units := w.parseUnits(f)
+	if f.Base == nil {
+		w.kernel = base
+	}
 	if len(units) == 0 {
 		return nil
 	}
@@ -83,7 +86,7 @@ func NewBase(raw []byte) (*Base, []Problem, error) {
 func (b *Base) partial() *table {
 	t := b.table
 	t.state = slices.Clone(t.state)
-	t.die = make([]uint32, len(t.die))
+	t.die = make([]uint32, len(t.state))
 	t.isPartial = true
 	t.interned = make(map[uint32]uint32)
 	return &t

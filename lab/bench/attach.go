@@ -205,6 +205,7 @@ func (b *bench) attachPhases(ctx context.Context, symbols string) (out [len(phas
 // giveFiles makes what gdb reads at an attach.
 func giveFiles(s *session.Session, symbols string) error {
 	files := newFiles(s, symbols)
+	files.Prepare(func() {}) // as "nestdbg gdb" does
 	for _, m := range s.Tower().Machines {
 		files.ExecFile(s.Number(m))
 		files.Libraries(s.Number(m))
