@@ -116,11 +116,12 @@ func (u *Unit) samePerCPU(v *Unit, moved func(uint64) uint64) bool {
 	return moved(u.PerCPU.First) == v.PerCPU.First && u.PerCPU.Size() == v.PerCPU.Size()
 }
 
-// image is the range that the sections are in, with the address behind the last.
+// image is where addresses move with the kernel: from its first section on, for there are
+// symbols behind its last one, too. What is not part of it is told by comparing symbols.
 func (f *File) image() mem.Range {
-	r := mem.Range{First: ^uint64(0)}
+	r := mem.Range{First: ^uint64(0), Last: ^uint64(0)}
 	for _, s := range f.Sections {
-		r.First, r.Last = min(r.First, s.First), max(r.Last, s.First+s.Size)
+		r.First = min(r.First, s.First)
 	}
 	return r
 }

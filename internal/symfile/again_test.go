@@ -18,7 +18,7 @@ func movedKernel(t *testing.T, delta uint64) *File {
 	u := Unit{Name: "vmlinux", BTF: kernel.bytes(), PerCPU: &mem.Range{First: 0x100, Last: 0x1ff},
 		Variables: []Variable{{Name: "init_task", Addr: at + 0x1800, Type: 4}, {Name: "per_cpu", Addr: 0x100, Type: 1}},
 		Symbols: []Symbol{{Name: "per_cpu", Addr: 0x100}, {Name: "work", Addr: at, Size: 0x40, Code: true},
-			{Name: "_etext", Addr: at + 0x1000}, {Name: "init_task", Addr: at + 0x1800}, {Name: "_end", Addr: at + 0x2000}},
+			{Name: "_etext", Addr: at + 0x1000}, {Name: "init_task", Addr: at + 0x1800}, {Name: "_end", Addr: at + 0x2000}, {Name: "behind", Addr: at + 0x400000}},
 		Unwind: orcTable(t, at+0x80, orcRow{pc: at, register: 5, offset: 8, typeSignal: 2}, orcRow{pc: at + 0x41, register: 5, offset: 16, typeSignal: 2})}
 	return &File{Arch: arch.X86, BuildID: []byte{1, 2}, Code: codeBytes{at: at, b: []byte{0xf3, 0x0f, 0x1e, 0xfa, 0x55}}, Units: []Unit{u},
 		Sections: []Section{{Name: ".text", First: at, Size: 0x1000, Exec: true}, {Name: ".data", First: at + 0x1000, Size: 0x1000}},
