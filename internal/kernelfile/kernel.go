@@ -32,18 +32,21 @@ func kernel(k *linux.Kernel) (f *symfile.File, problems []string, err error) {
 	if perCPU, ok := k.PerCPUSymbols(); ok {
 		unit.PerCPU = &perCPU
 	}
-	if unit.Symbols, err = symbols(k, unit.PerCPU); err != nil {
+	typer, typerErr := k.NewVariableTyper()
+	if unit.Symbols, err = symbols(k, unit.PerCPU, typer); err != nil {
 		return nil, nil, err
 	}
 	if unit.BTF, err = k.RawBTF(); err != nil {
 		missing("types", err)
+	} else if typerErr != nil {
+		missing("types of variables", typerErr)
 	} else {
-		unit.Variables = variables(k, missing)
+		unit.Variables = variables(typer)
 	}
 	if unit.Unwind, err = k.Unwind(); err != nil {
 		missing("call frames", err)
 	}
-	f = &symfile.File{Arch: k.Arch(), BuildID: buildID(k.BuildID), Sections: sections(uint64(k.TextVA), k.Size, k.Lookup), Units: []symfile.Unit{unit}, Code: k,
+	f = &symfile.File{Arch: k.Arch(), BuildID: buildID(k.BuildID), Sections: sections(uint64(k.TextVA), k.Size, boundsIn(unit.Symbols)), Units: []symfile.Unit{unit}, Code: k,
 		Ends: []mem.Range{k.UserRange()}} // as in Frames
 	return f, problems, nil
 }
@@ -137,14 +140,18 @@ func buildID(text string) []byte {
 
 // symbols are those of kallsyms that have an address. Of absolute ones only those of
 // per-CPU variables count: before Linux 6.15 that number and a CPU's offset are where its
-// copy is. gdb takes no address for one of an absolute symbol's.
-func symbols(k *linux.Kernel, perCPU *mem.Range) ([]symfile.Symbol, error) {
+// copy is. gdb takes no address for one of an absolute symbol's. typer, which may be nil,
+// hears of them all.
+func symbols(k *linux.Kernel, perCPU *mem.Range, typer *linux.VariableTyper) ([]symfile.Symbol, error) {
 	table, err := k.Symbols()
 	if err != nil {
 		return nil, err
 	}
 	out := make([]symfile.Symbol, 0, table.Len())
 	for s := range table.All() {
+		if typer != nil {
+			typer.Add(s)
+		}
 		size := uint64(0)
 		switch {
 		case !s.Absolute():
@@ -184,6 +191,22 @@ var bounds = []struct {
 	{"_end", symfile.Section{}},
 }
 
+// boundsIn looks up the symbols of bounds. To ask the kernel's table for each would take
+// longer, which makes an index then.
+func boundsIn(symbols []symfile.Symbol) func(symbol string) (mem.Virt, bool) {
+	found := make(map[string]mem.Virt)
+	for _, b := range bounds {
+		found[b.symbol] = 0
+	}
+	for i := range symbols {
+		s := &symbols[i]
+		if va, wanted := found[s.Name]; wanted && va == 0 {
+			found[s.Name] = mem.Virt(s.Addr)
+		}
+	}
+	return func(symbol string) (mem.Virt, bool) { return found[symbol], found[symbol] != 0 }
+}
+
 // sections cuts an image of a size at the bounds that its symbols name, in any case
 // into one section that covers it.
 func sections(first, size uint64, lookup func(symbol string) (mem.Virt, bool)) []symfile.Section {
@@ -208,14 +231,9 @@ func sections(first, size uint64, lookup func(symbol string) (mem.Virt, bool)) [
 
 // variables are those whose type everybody who debugs a kernel wants, and which BTF does
 // not record: it has only per-CPU variables.
-func variables(k *linux.Kernel, missing func(string, error)) []symfile.Variable {
-	known, err := k.TypedVariables()
-	if err != nil {
-		missing("types of variables", err)
-		return nil
-	}
+func variables(t *linux.VariableTyper) []symfile.Variable {
 	var out []symfile.Variable
-	for _, v := range known {
+	for _, v := range t.Variables() {
 		out = append(out, symfile.Variable{Name: v.Name, Addr: v.Addr, Type: v.Type, Pointer: v.Pointer, Array: v.Array, Count: v.Count})
 	}
 	return out

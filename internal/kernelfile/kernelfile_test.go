@@ -124,3 +124,12 @@ func TestBuildID(t *testing.T) {
 		}
 	}
 }
+
+func TestBoundsIn(t *testing.T) {
+	lookup := boundsIn([]symfile.Symbol{{Name: "_text", Addr: 0x1000}, {Name: "other", Addr: 0x1800}, {Name: "_etext", Addr: 0x2000}, {Name: "_etext", Addr: 0x3000}})
+	for name, want := range map[string]mem.Virt{"_text": 0x1000, "_etext": 0x2000, "other": 0, "_end": 0} {
+		if va, ok := lookup(name); va != want || ok != (want != 0) {
+			t.Errorf("%s: %#x, %v", name, va, ok)
+		}
+	}
+}

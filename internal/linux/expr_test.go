@@ -158,10 +158,18 @@ func TestTypedVariables(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := k.TypedVariables()
+	table, err := k.Symbols()
 	if err != nil {
 		t.Fatal(err)
 	}
+	typer, err := k.NewVariableTyper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for sym := range table.All() {
+		typer.Add(sym)
+	}
+	got := typer.Variables()
 	name := func(v TypedVariable) string {
 		typ, _ := types.spec.Type(v.Type)
 		text := string(types.spec.Text(typ.Name))
