@@ -24,13 +24,15 @@ class _NestdbgSync:
         self.seen.update(attached)
         if self.bare is None:
             self.bare = {pid for pid in attached if pid in machines and not machines[pid]["kernel"]}
-        back = self.selected()
-        for pid, m in sorted(machines.items()):
-            if pid not in self.seen and m["vcpus"]:
-                self.add(pid, m)
-            elif pid in self.bare and pid in attached and m["kernel"]:
-                self.again(pid, m, attached)
-        back()
+        new = [pid for pid, m in sorted(machines.items()) if pid not in self.seen and m["vcpus"]]
+        booted = [pid for pid in self.bare if pid in attached and pid in machines and machines[pid]["kernel"]]
+        if new or booted:
+            back = self.selected()
+            for pid in new:
+                self.add(pid, machines[pid])
+            for pid in booted:
+                self.again(pid, machines[pid], attached)
+            back()
         self.remove(machines)
 
     def selected(self):
