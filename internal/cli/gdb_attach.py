@@ -10,7 +10,7 @@ class _NestdbgSync:
     def __init__(self):
         # Inferiors by process; the number of a process is never given twice.
         self.seen = {i.pid: i.num for i in gdb.inferiors() if i.pid}
-        self.bare = None  # processes that were attached without a kernel; not known yet
+        self.bare = set()  # processes that are attached and had neither a kernel nor a file
 
     def __call__(self):
         attached = {i.pid: i.num for i in gdb.inferiors() if i.pid}
@@ -22,8 +22,9 @@ class _NestdbgSync:
         except (gdb.error, ValueError, KeyError):
             return
         self.seen.update(attached)
-        if self.bare is None:
-            self.bare = {pid for pid in attached if pid in machines and not machines[pid]["kernel"]}
+        for i in gdb.inferiors():
+            if i.pid in machines and not machines[i.pid]["kernel"] and not i.progspace.filename:
+                self.bare.add(i.pid)
         new = [pid for pid, m in sorted(machines.items()) if pid not in self.seen and m["vcpus"]]
         booted = [pid for pid in self.bare if pid in attached and pid in machines and machines[pid]["kernel"]]
         if new or booted:
