@@ -73,7 +73,10 @@ func (a *app) psCommand() *cobra.Command {
 
 func (a *app) lsmodCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "lsmod", Short: "Modules of a machine's kernel: size, place, state, build id", Args: noArgs,
+		Use: "lsmod", Short: "Modules of a machine's kernel: size, place, state, build id, users", Args: noArgs,
+		Long: `Modules of a machine's kernel, in its own order, with what /proc/modules says of them:
+the letters of a module that taints the kernel are behind its state, and USED BY is how
+often it is needed and by which modules.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			m, k, err := a.kernelAside(c.Context())
 			if err != nil {

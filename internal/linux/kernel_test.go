@@ -43,8 +43,9 @@ const (
 	fakeNew = fakeCore + `
 struct module_memory { ptr base; u32 size; }
 struct module_sect_attrs { attribute_group grp; bin_attribute attrs[0]; }
+struct module_use { list_head target_list; list_head source_list; ptr target; ptr source; }
 struct module { int state; list_head list; char name[56]; u8 build_id[20]; module_memory mem[7];
-  ptr kallsyms; ptr sect_attrs; }
+  ptr exit; long taints; list_head source_list; ptr init; atomic_t refcnt; ptr kallsyms; ptr sect_attrs; }
 struct hlist_node { ptr next; ptr pprev; }
 struct kvm_memory_slot { hlist_node id_node[2]; long base_gfn; long npages; long userspace_addr; u32 flags; u16 id; }
 struct kvm_memslots { long generation; ptr id_hash[8]; int node_idx; }
@@ -123,8 +124,22 @@ func (s *fakeSystem) addModules() {
 		nodes = append(nodes, m.at("list"))
 	}
 	s.link(nodes...)
+	if s.isNew {
+		s.addModuleUse()
+	}
 	btfHead := s.variable("btf_modules", 16)
 	s.link(btfHead.va)
+}
+
+// addModuleUse has the second module need kvm, and twice somebody else. The second cannot
+// be unloaded.
+func (s *fakeSystem) addModuleUse() {
+	kvm, user := s.modules[0], s.modules[1]
+	use := s.make("module_use").set("source", user.va).set("target", kvm.va)
+	kvm.set("refcnt.counter", 4).set("init", fakeText).set("exit", fakeText).set("taints", 1<<13|1<<12|1<<40)
+	user.set("refcnt.counter", 1).set("init", fakeText)
+	s.link(kvm.at("source_list"), use.at("source_list"))
+	s.link(user.at("source_list"))
 }
 
 // sections makes a struct module_sect_attrs with two sections.

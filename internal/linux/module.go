@@ -38,6 +38,8 @@ type Module struct {
 	Size    uint64   // bytes in all regions, as in /proc/modules
 	Regions []Region // text first
 	BuildID string   // hexadecimal; empty if it has none
+	Use     ModuleUse
+	Taints  string // letters as in /proc/modules: what the module did to the kernel
 
 	Sections []Section // by their order in the file; empty if the kernel does not keep them
 
@@ -80,9 +82,11 @@ func (p Problem) String() string { return p.What + ": " + p.Err.Error() }
 type moduleShape struct {
 	shape                                 *shape
 	list, state, name, sections, kallsyms Field
-	buildID                               Field
+	buildID, taints                       Field
 	hasSections, hasKallsyms, hasBuildID  bool
+	hasTaints                             bool
 	regions                               []regionShape
+	use                                   *moduleUseShape // nil if the kernel does not count
 }
 
 type regionShape struct {
@@ -100,6 +104,11 @@ func newModuleShape(t *Types) (*moduleShape, error) {
 	m.sections, m.hasSections = s.want("sect_attrs")
 	m.kallsyms, m.hasKallsyms = s.want("kallsyms")
 	m.buildID, m.hasBuildID = s.want("build_id")
+	m.taints, m.hasTaints = s.want("taints")
+	var err error
+	if m.use, err = newModuleUseShape(t, s); err != nil {
+		return nil, err
+	}
 	if all, ok := s.want("mem"); ok { // Linux 6.4
 		for i := range min(all.Count, 64) {
 			name := fmt.Sprintf("mem %d", i)
@@ -138,7 +147,7 @@ func (k *Kernel) Modules() ([]Module, []Problem, error) {
 	var list []Module
 	var problems []Problem
 	for _, node := range nodes {
-		m, more, err := k.readModule(t, shape, node-mem.Virt(shape.list.Offset))
+		m, more, err := k.readModule(t, shape, node-mem.Virt(shape.list.Offset), len(nodes))
 		problems = append(problems, more...)
 		if err != nil {
 			problems = append(problems, Problem{fmt.Sprintf("module at %#x", node), err})
@@ -155,7 +164,8 @@ func (k *Kernel) Modules() ([]Module, []Problem, error) {
 // regionMax bounds a region of a module that is believed, bytes.
 const regionMax = 1 << 30
 
-func (k *Kernel) readModule(t *Types, s *moduleShape, addr mem.Virt) (Module, []Problem, error) {
+// readModule reads one of so many modules.
+func (k *Kernel) readModule(t *Types, s *moduleShape, addr mem.Virt, modules int) (Module, []Problem, error) {
 	rec, err := s.shape.read(k.space, addr)
 	if err != nil {
 		return Module{}, nil, err
@@ -176,6 +186,14 @@ func (k *Kernel) readModule(t *Types, s *moduleShape, addr mem.Virt) (Module, []
 		m.Base = m.Regions[0].Base
 	}
 	var problems []Problem
+	if s.use != nil {
+		if m.Use, err = k.moduleUse(s, &rec, modules); err != nil {
+			problems = append(problems, Problem{"users of " + m.Name, err})
+		}
+	}
+	if s.hasTaints {
+		m.Taints = taints(rec.uint(s.taints))
+	}
 	if s.hasKallsyms {
 		m.kallsyms = rec.virt(s.kallsyms)
 	}

@@ -33,6 +33,8 @@ func TestModules(t *testing.T) {
 			if s.isNew {
 				m.Regions = []Region{{"text", text, 0x1000}, {"data", text + 0x1000, 0x1000}}
 				m.BuildID = "010203" + strings.Repeat("00", 17)
+				m.Use = []ModuleUse{{Counted: true, Refs: 3, Users: []string{"virtio?net"}}, {Counted: true, Permanent: true}}[i]
+				m.Taints = []string{"OE<40>", ""}[i]
 			}
 			m.Sections = []Section{{".text", text}, {".note.gnu.build-id", 0}}
 			m.Sections[1].Addr = got[i].Sections[1].Addr
@@ -120,6 +122,27 @@ func TestModuleProblems(t *testing.T) {
 			got, problems, err := k.Modules()
 			if err != nil || len(problems) != 1 || !errors.Is(problems[0].Err, ErrCorrupt) || len(got) == 0 {
 				t.Errorf("%d modules, problems %v, %v", len(got), problems, err)
+			}
+		})
+	}
+}
+
+// TestModuleUsersBroken: the rest of a module is there when the list of its users is not.
+func TestModuleUsersBroken(t *testing.T) {
+	for name, spoil := range map[string]func(s *fakeSystem){
+		"list loops": func(s *fakeSystem) { s.poke(s.modules[0].at("source_list"), s.modules[0].at("list")) },
+		"a user that is not there": func(s *fakeSystem) {
+			use := s.peek(s.modules[0].at("source_list")) - uint64(s.types.offset("module_use", "source_list"))
+			s.poke(use+uint64(s.types.offset("module_use", "source")), 0x4141414141414141)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newFakeSystem(t, true)
+			k := s.find()
+			spoil(s)
+			got, problems, err := k.Modules()
+			if err != nil || len(got) != 2 || len(problems) != 1 || problems[0].What != "users of kvm" || got[0].Use.Refs != 3 {
+				t.Errorf("%+v, problems %v, %v", got, problems, err)
 			}
 		})
 	}

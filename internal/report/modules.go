@@ -3,6 +3,8 @@ package report
 import (
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"nestdbg/internal/linux"
 )
@@ -15,13 +17,18 @@ type Modules struct {
 }
 
 // Module is one module, as in /proc/modules: bytes in all its regions, and where
-// its text begins.
+// its text begins. Refs is how often it is needed, UsedBy by which modules; null if the
+// kernel does not count. Permanent: it cannot be unloaded. Taints are letters.
 type Module struct {
-	Name    string `json:"name"`
-	Size    uint64 `json:"size"`
-	Base    Hex    `json:"base"`
-	State   string `json:"state"`
-	BuildID string `json:"build_id"`
+	Name      string   `json:"name"`
+	Size      uint64   `json:"size"`
+	Refs      *int     `json:"refs"`
+	UsedBy    []string `json:"used_by"`
+	Permanent bool     `json:"permanent,omitempty"`
+	Base      Hex      `json:"base"`
+	State     string   `json:"state"`
+	Taints    string   `json:"taints,omitempty"`
+	BuildID   string   `json:"build_id"`
 }
 
 // NewModules reports on the modules of a machine's kernel.
@@ -37,24 +44,48 @@ func NewModules(machine string, k *linux.Kernel) (*Modules, error) {
 	for _, p := range problems {
 		r.Problems = append(r.Problems, p.String())
 	}
-	for _, m := range list {
-		r.Modules = append(r.Modules, Module{Name: m.Name, Size: m.Size, Base: Hex(m.Base),
-			State: m.State.String(), BuildID: m.BuildID})
+	for i := range list {
+		r.Modules = append(r.Modules, newModule(&list[i]))
 	}
 	return r, nil
 }
 
+func newModule(m *linux.Module) Module {
+	out := Module{Name: m.Name, Size: m.Size, Base: Hex(m.Base), State: m.State.String(), Taints: m.Taints, BuildID: m.BuildID}
+	if u := &m.Use; u.Counted {
+		out.Refs, out.UsedBy, out.Permanent = &u.Refs, append([]string{}, u.Users...), u.Permanent
+	}
+	return out
+}
+
 // Text implements Report.
 func (r *Modules) Text(w io.Writer) {
-	fmt.Fprintf(w, "%-24s %9s %-18s %-8s %s\n", "NAME", "SIZE", "BASE", "STATE", "BUILD ID")
-	for _, m := range r.Modules {
-		id := m.BuildID
+	const columns = "%-24s %9v %-18v %-10s %-40s %s\n"
+	fmt.Fprintf(w, columns, "NAME", "SIZE", "BASE", "STATE", "BUILD ID", "USED BY")
+	for i := range r.Modules {
+		m := &r.Modules[i]
+		id, state := m.BuildID, m.State
 		if id == "" {
 			id = "unknown"
 		}
-		fmt.Fprintf(w, "%-24s %9d %-18s %-8s %s\n", printable(m.Name), m.Size, m.Base, m.State, id)
+		if m.Taints != "" {
+			state += " (" + m.Taints + ")"
+		}
+		fmt.Fprintf(w, columns, printable(m.Name), m.Size, m.Base, state, id, printable(m.use()))
 	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "not read: %s\n", p)
 	}
+}
+
+// use is how often a module is needed and by which, as lsmod shows it.
+func (m *Module) use() string {
+	if m.Refs == nil {
+		return "-"
+	}
+	by := m.UsedBy
+	if m.Permanent {
+		by = append(slices.Clip(by), "[permanent]") // as in /proc/modules
+	}
+	return strings.TrimSpace(fmt.Sprint(*m.Refs, " ", strings.Join(by, ",")))
 }

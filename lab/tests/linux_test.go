@@ -183,29 +183,37 @@ func checkPS(t *testing.T, l *lab.Lab, name string) {
 func TestLsmod(t *testing.T) { eachMachine(t, checkLsmod) }
 
 func checkLsmod(t *testing.T, l *lab.Lab, name string) {
-	r := decode[struct {
-		Modules []struct {
-			Name, State string
-			Size        uint64
-			Base        address
-			BuildID     string `json:"build_id"`
+	compareModules(t, l, name, func() (out []procModule) {
+		for _, m := range lsmod(t, l, name) {
+			if m.Refs == nil || m.UsedBy == nil {
+				t.Fatalf("%s: nothing is known of who needs %s", name, m.Name)
+			}
+			out = append(out, procModule{m.Name, m.Size, *m.Refs, m.UsedBy, m.Permanent, m.State, uint64(m.Base), m.Taints})
 		}
-	}](t, must(t, l, "lsmod", "--json", "-m", name))
-	var got, want []string
-	for _, m := range r.Modules {
-		got = append(got, fmt.Sprintf("%s %d %s 0x%016x", m.Name, m.Size, m.State, uint64(m.Base)))
+		return out
+	})
+	for _, m := range lsmod(t, l, name) {
 		note := ask(t, l, name, "cat /sys/module/"+m.Name+"/notes/.note.gnu.build-id")
 		if id := hex.EncodeToString([]byte(note[max(len(note)-20, 0):])); id != m.BuildID {
 			t.Errorf("%s: build id of %s is %q, want %q", name, m.Name, m.BuildID, id)
 		}
 	}
-	for line := range strings.Lines(ask(t, l, name, "modules")) {
-		f := strings.Fields(line)
-		want = append(want, strings.Join([]string{f[0], f[1], strings.ToLower(f[4]), f[5]}, " "))
-	}
-	if !slices.Equal(got, want) || len(want) < 3 {
-		t.Errorf("%s: modules:\n%s\nwant:\n%s", name, strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
+}
+
+// lsmodModule is a module as lsmod has it.
+type lsmodModule struct {
+	Name, State, Taints string
+	Size                uint64
+	Refs                *int
+	UsedBy              []string `json:"used_by"`
+	Permanent           bool
+	Base                address
+	BuildID             string `json:"build_id"`
+}
+
+func lsmod(t *testing.T, l *lab.Lab, name string) []lsmodModule {
+	t.Helper()
+	return decode[struct{ Modules []lsmodModule }](t, must(t, l, "lsmod", "--json", "-m", name)).Modules
 }
 
 // TestSym asks for names and addresses, in the kernel and in a module.
