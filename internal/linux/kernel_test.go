@@ -17,10 +17,10 @@ struct attribute_group { ptr name; ptr bin_attrs; }
 struct thread_info { long flags; u32 cpu; }
 struct thread_struct { ptr tls[3]; long sp; }
 struct signal_struct { int count; list_head thread_head; }
-struct mm_struct { long pad; ptr pgd; long arg_start; long arg_end; }
+struct mm_struct { long pad; ptr pgd; long arg_start; long env_end; long arg_end; long env_start; }
 struct task_struct { thread_info thread_info; u32 __state; ptr stack; int on_cpu; list_head tasks;
   ptr mm; int exit_state; int pid; int tgid; ptr real_parent; list_head thread_node; char comm[16];
-  ptr signal; thread_struct thread; }
+  ptr signal; u32 flags; thread_struct thread; }
 struct btf { ptr data; u32 data_size; char name[56]; }
 struct btf_module { list_head list; ptr module; ptr btf; }
 struct upid { int nr; ptr ns; }
@@ -201,7 +201,7 @@ func (s *fakeSystem) addTasks() {
 	s.tasks = append(s.tasks, first)
 	leader := add("qemu", 100, 100, 1).set("mm", mm.va).set("signal", signal.va)
 	vcpu := add("CPU 0/KVM", 101, 100, 0).set("mm", mm.va).set("signal", signal.va).set("on_cpu", 1)
-	kthread := add("kworker/0:1", 7, 7, 0x402)
+	kthread := add("kworker/0:1", 7, 7, 0x402).set("flags", kernelThread|0x40)
 	own := s.make("signal_struct")
 	kthread.set("signal", own.va)
 	s.link(signal.at("thread_head"), leader.at("thread_node"), vcpu.at("thread_node"))

@@ -126,12 +126,15 @@ func (r *record) at(f Field) mem.Virt { return r.addr + mem.Virt(f.Offset) }
 // Bytes that do not print become '?', so that names can be shown.
 func (r *record) text(f Field) string { return cleanText(r.bytes(f)) }
 
+// untilNUL is what is in front of a NUL, or all of it.
+func untilNUL(b []byte) []byte {
+	before, _, _ := bytes.Cut(b, []byte{0})
+	return before
+}
+
 // cleanText cuts at NUL and replaces what does not print.
 func cleanText(b []byte) string {
-	if i := bytes.IndexByte(b, 0); i >= 0 {
-		b = b[:i]
-	}
-	out := bytes.Clone(b)
+	out := bytes.Clone(untilNUL(b))
 	for i, c := range out {
 		if c < ' ' || c > '~' {
 			out[i] = '?'

@@ -1,7 +1,6 @@
 package linux
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -19,12 +18,12 @@ type Task struct {
 	PID    int      // of the thread; what gettid says in the initial namespace
 	TGID   int      // of the process
 	Parent int      // process id of the real parent, -1 if it could not be read
-	Comm   string
+	Comm   string   // bytes as the program chose them, without a NUL
 	State  string   // one letter, as ps shows
 	CPU    int      // that it runs or last ran on, -1 if unknown
 	OnCPU  bool     // it runs now
-	Kernel bool     // it has no user memory
-	MM     mem.Virt // its mm_struct, 0 if none
+	Kernel bool     // it is a thread of the kernel
+	MM     mem.Virt // its mm_struct, 0 if none: a thread of the kernel, or one that has ended
 	Stack  mem.Virt // lowest address of its kernel stack
 	SP     mem.Virt // saved kernel stack pointer; means nothing while OnCPU
 }
@@ -34,6 +33,7 @@ type taskShape struct {
 	shape                                          *shape
 	tasks, pid, tgid, comm, state, exit, mm, stack Field
 	parent, signal, threadNode, sp, cpu, onCPU     Field
+	flags                                          Field
 	hasCPU, hasOnCPU                               bool
 	signalThreads                                  uint32 // offset of thread_head in signal_struct
 	tgidOffset                                     uint32
@@ -46,7 +46,7 @@ func newTaskShape(t *Types) (*taskShape, error) {
 		tasks: s.need("tasks"), pid: s.need("pid"), tgid: s.need("tgid"), comm: s.need("comm"),
 		state: s.need("__state", "state"), exit: s.need("exit_state"), // __state: Linux 5.14
 		mm: s.need("mm"), stack: s.need("stack"), parent: s.need("real_parent"),
-		signal: s.need("signal"), threadNode: s.need("thread_node"), sp: s.need("thread.sp"),
+		signal: s.need("signal"), threadNode: s.need("thread_node"), sp: s.need("thread.sp"), flags: s.need("flags"),
 	}
 	out.cpu, out.hasCPU = s.want("thread_info.cpu", "cpu")
 	out.onCPU, out.hasOnCPU = s.want("on_cpu")
@@ -73,14 +73,19 @@ func (k *Kernel) Task(addr mem.Virt) (Task, error) {
 	return k.task(s, &rec), nil
 }
 
+// kernelThread is PF_KTHREAD of task_struct.flags, Linux 5.10 to 7.2 include/linux/sched.h.
+const kernelThread = 0x00200000
+
 // task interprets a task_struct.
 func (k *Kernel) task(s *taskShape, rec *record) Task {
 	t := Task{
 		Addr: rec.addr, PID: int(rec.int(s.pid)), TGID: int(rec.int(s.tgid)), Parent: -1,
-		Comm: rec.text(s.comm), State: taskState(rec.uint(s.state), rec.uint(s.exit)), CPU: -1,
+		Comm: string(untilNUL(rec.bytes(s.comm))), State: taskState(rec.uint(s.state), rec.uint(s.exit)), CPU: -1,
 		MM: rec.virt(s.mm), Stack: rec.virt(s.stack), SP: rec.virt(s.sp),
 	}
-	t.Kernel = t.MM == 0
+	// Not by the lack of an mm_struct: a process that has ended has none, and a thread of
+	// the kernel may borrow one (Linux 6.1 kernel/kthread.c:kthread_use_mm).
+	t.Kernel = rec.uint(s.flags)&kernelThread != 0
 	if s.hasCPU {
 		t.CPU = int(rec.int(s.cpu))
 	}
@@ -207,51 +212,4 @@ func (k *Kernel) UserSpace(mm mem.Virt) (AddressSpace, error) {
 		return nil, err
 	}
 	return k.src.Space(root)
-}
-
-// commandLineMax bounds the arguments of a process that are read, bytes.
-const commandLineMax = 128 << 10
-
-// CommandLine is the arguments of a task's process, as it left them in its own
-// memory. It is empty for threads of the kernel.
-func (k *Kernel) CommandLine(task *Task) ([]string, error) {
-	if task.MM == 0 {
-		return nil, nil
-	}
-	t, err := k.Types()
-	if err != nil {
-		return nil, err
-	}
-	s := newShape(t, "mm_struct")
-	first, end := s.need("arg_start"), s.need("arg_end")
-	rec, err := s.read(k.space, task.MM)
-	if err != nil {
-		return nil, err
-	}
-	size := rec.uint(end) - rec.uint(first)
-	if size > commandLineMax {
-		return nil, fmt.Errorf("arguments of %#x bytes: %w", size, ErrCorrupt)
-	}
-	space, err := k.UserSpace(task.MM)
-	if err != nil {
-		return nil, err
-	}
-	b := make([]byte, size)
-	if _, err := space.ReadVirt(b, rec.virt(first)); err != nil {
-		return nil, fmt.Errorf("arguments of task %d: %w", task.PID, err)
-	}
-	return splitArguments(b), nil
-}
-
-// splitArguments splits at NULs; those at the end are no arguments.
-func splitArguments(b []byte) []string {
-	b = bytes.TrimRight(b, "\x00")
-	if len(b) == 0 {
-		return nil
-	}
-	var out []string
-	for arg := range bytes.SplitSeq(b, []byte{0}) {
-		out = append(out, cleanText(arg))
-	}
-	return out
 }

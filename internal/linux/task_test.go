@@ -1,10 +1,13 @@
 package linux
 
 import (
+	"cmp"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/mem"
@@ -30,11 +33,11 @@ func TestTasks(t *testing.T) {
 	if err != nil || len(problems) != 0 {
 		t.Fatalf("%v, %v", problems, err)
 	}
-	if diff := cmp.Diff(s.wantTasks(), got); diff != "" {
+	if diff := gocmp.Diff(s.wantTasks(), got); diff != "" {
 		t.Error(diff)
 	}
 	args, err := k.CommandLine(&got[1])
-	if diff := cmp.Diff([]string{"qemu", "-m", "1G"}, args); err != nil || diff != "" {
+	if diff := gocmp.Diff([]string{"qemu", "-m", "1G"}, args); err != nil || diff != "" {
 		t.Errorf("%v, %s", err, diff)
 	}
 	if args, err := k.CommandLine(&got[2]); args != nil || err != nil {
@@ -92,18 +95,80 @@ func TestTasksBroken(t *testing.T) {
 	}
 }
 
+// TestKernelThreads: neither a process that has ended nor a thread of the kernel that
+// borrows an mm_struct is known by that.
+func TestKernelThreads(t *testing.T) {
+	s := newFakeSystem(t, false)
+	k := s.find()
+	mm := s.peek(s.tasks[1].at("mm"))
+	s.tasks[1].set("mm", 0).set("exit_state", 0x20)
+	s.tasks[3].set("mm", mm)
+	got, _, err := k.Tasks()
+	if err != nil || got[0].Kernel || got[0].State != "Z" || !got[2].Kernel {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if args, err := k.CommandLine(&got[2]); args != nil || err != nil {
+		t.Errorf("arguments of a thread of the kernel: %q, %v", args, err)
+	}
+}
+
+// TestCommandLine: bytes as the program left them, and what could be read of them.
+func TestCommandLine(t *testing.T) {
+	long := strings.Repeat("x", commandLineMax+1)
+	for _, tt := range []struct {
+		name   string
+		memory string // at arg_start
+		size   int    // of the arguments, of all of memory if 0
+		env    int    // of the environment behind them
+		atEnd  bool   // memory ends where RAM does
+		want   []string
+		err    string // what it contains
+	}{
+		{name: "bytes", memory: "a\x1b\xff\x00\xc3\xa9\x00", want: []string{"a\x1b\xff", "é"}},
+		{name: "empty ones", memory: "sh\x00\x00-c\x00\x00", want: []string{"sh", "", "-c", ""}},
+		{name: "only an empty one", memory: "\x00", want: []string{""}},
+		{name: "title", memory: "sshd: a@b c\x00D=4\x00", size: 4, env: 12, want: []string{"sshd: a@b c"}},
+		{name: "title, environment elsewhere", memory: "sshd: a@b c\x00D=4\x00", size: 4, want: []string{"sshd"}},
+		{name: "title of a page", memory: strings.Repeat("y", 5000), want: []string{strings.Repeat("y", 4096)}},
+		{name: "too long", memory: long + "\x00", want: []string{long[1:]}, err: "only 0x20000 of 0x20002 bytes"},
+		{name: "cut by a hole", memory: "sh\x00-c", size: 4097, atEnd: true, want: []string{"sh", "-c"}, err: "arguments of task 100: fake"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newFakeSystem(t, false)
+			k := s.find()
+			mm := object{f: s.fake, kind: "mm_struct", va: s.peek(s.tasks[1].at("mm"))}
+			mm.pa = mem.Phys(s.physOf(mm.va))
+			at := s.alloc(uint64(len(tt.memory)), 8)
+			if tt.atEnd {
+				at = object{f: s.fake, pa: fakeRAMSize - mem.Phys(len(tt.memory)), va: fakeDirect + fakeRAMSize - uint64(len(tt.memory))}
+			}
+			at.put(0, []byte(tt.memory))
+			end := at.va + uint64(cmp.Or(tt.size, len(tt.memory)))
+			mm.set("arg_start", at.va).set("arg_end", end)
+			if tt.env > 0 {
+				mm.set("env_start", end).set("env_end", end+uint64(tt.env))
+			}
+			task := s.wantTasks()[0]
+			args, err := k.CommandLine(&task)
+			if !slices.Equal(args, tt.want) || (err != nil) != (tt.err != "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%.80q, %v; want %.80q", args, err, tt.want)
+			}
+		})
+	}
+}
+
 func TestCommandLineBroken(t *testing.T) {
 	s := newFakeSystem(t, false)
 	k := s.find()
 	mm := object{f: s.fake, kind: "mm_struct", va: s.peek(s.tasks[1].at("mm"))}
 	mm.pa = mem.Phys(s.physOf(mm.va))
 	task := s.wantTasks()[0]
-	mm.set("arg_end", 0)
-	if args, err := k.CommandLine(&task); !errors.Is(err, ErrCorrupt) {
+	mm.set("arg_end", 1)
+	if args, err := k.CommandLine(&task); args != nil || !errors.Is(err, ErrCorrupt) {
 		t.Errorf("end before start: %q, %v", args, err)
 	}
 	mm.set("arg_start", 0x1000).set("arg_end", 0x1010)
-	if args, err := k.CommandLine(&task); !errors.Is(err, mem.ErrFault) {
+	if args, err := k.CommandLine(&task); args != nil || !errors.Is(err, mem.ErrFault) {
 		t.Errorf("not mapped: %q, %v", args, err)
 	}
 }

@@ -30,10 +30,10 @@ type Stack struct {
 
 // TaskName names a task.
 type TaskName struct {
-	PID  int    `json:"pid"`
-	TGID int    `json:"tgid"`
-	Comm string `json:"comm"`
-	Addr Hex    `json:"addr"`
+	PID  int `json:"pid"`
+	TGID int `json:"tgid"`
+	Comm Raw `json:"comm"`
+	Addr Hex `json:"addr"`
 }
 
 // StackFrame is one frame, the innermost first. Symbol is empty where none is
@@ -209,7 +209,7 @@ func taskName(t *linux.Task) *TaskName {
 	if t == nil {
 		return nil
 	}
-	return &TaskName{PID: t.PID, TGID: t.TGID, Comm: t.Comm, Addr: Hex(t.Addr)}
+	return &TaskName{PID: t.PID, TGID: t.TGID, Comm: Raw(t.Comm), Addr: Hex(t.Addr)}
 }
 
 func (b *Backtracer) add(s Stack, frames []linux.Frame, err error) {
@@ -248,7 +248,7 @@ func (s *Stack) text(w io.Writer, machine string) {
 		fmt.Fprintf(w, " CPU %d, %s", *s.CPU, s.State)
 	}
 	if t := s.Task; t != nil {
-		fmt.Fprintf(w, " task %d %s", t.PID, printable(t.Comm))
+		fmt.Fprintf(w, " task %d %s", t.PID, printable(string(t.Comm)))
 		if s.CPU == nil {
 			fmt.Fprintf(w, ", state %s", s.State)
 		}

@@ -238,23 +238,3 @@ not sure: unwind table of m: not found
 		t.Error(diff)
 	}
 }
-
-func TestTasksText(t *testing.T) {
-	cpu := 1
-	r := Tasks{Machine: "l1", threads: true, Tasks: []Task{
-		{PID: 11, TGID: 10, PPID: 1, State: "S", CPU: &cpu, Comm: "worker", Command: []string{"/bin/sh", "-c", "x y"}},
-		{PID: 2, TGID: 2, State: "I", Comm: "kthreadd", Kernel: true},
-		{PID: 12, TGID: 12, State: "S", Comm: "a\x1b[2J", Command: []string{"a\nb"}},
-	}, Problems: []string{"task 13: cannot be read"}}
-	want := `    PID    TID    PPID S CPU NAME             COMMAND
-     10     11       1 S   1 worker           /bin/sh -c x y
-      2      2       0 I   ? kthreadd         [kthreadd]
-     12     12       0 S   ? a\x1b[2J         a\x0ab
-not read: task 13: cannot be read
-`
-	var b strings.Builder
-	r.Text(&b)
-	if diff := cmp.Diff(want, b.String()); diff != "" {
-		t.Error(diff)
-	}
-}

@@ -30,7 +30,7 @@ func TestBugStacks(t *testing.T) {
 	for _, s := range r.Stacks {
 		who := "CPU"
 		if s.CPU == nil {
-			who = s.Task.Comm
+			who = string(s.Task.Comm)
 		}
 		got = append(got, who)
 	}

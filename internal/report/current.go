@@ -46,6 +46,6 @@ func (r *Current) Text(w io.Writer) {
 			fmt.Fprintf(w, "task not known: %s\n", c.Error)
 			continue
 		}
-		fmt.Fprintf(w, "(struct task_struct *) %s, pid %d, %s\n", c.Task.Addr, c.Task.PID, c.Task.Comm)
+		fmt.Fprintf(w, "(struct task_struct *) %s, pid %d, %s\n", c.Task.Addr, c.Task.PID, printable(string(c.Task.Comm)))
 	}
 }

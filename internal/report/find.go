@@ -90,9 +90,9 @@ func (c *Candidate) text(w io.Writer) {
 		fmt.Fprintln(w)
 	}
 	for _, e := range c.Evidence {
-		fmt.Fprintf(w, "    + %s\n", e)
+		fmt.Fprintf(w, "    + %s\n", printable(e)) // it may name a VMM
 	}
 	for _, e := range c.Against {
-		fmt.Fprintf(w, "    - %s\n", e)
+		fmt.Fprintf(w, "    - %s\n", printable(e))
 	}
 }

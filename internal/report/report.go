@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"unicode/utf8"
 )
 
 // Report is one answer. The value itself is its JSON.
@@ -22,6 +23,30 @@ func (h Hex) String() string { return fmt.Sprintf("%#x", uint64(h)) }
 
 // MarshalJSON implements json.Marshaler.
 func (h Hex) MarshalJSON() ([]byte, error) { return json.Marshal(h.String()) }
+
+// Raw is text as a program of a guest left it, which need not be UTF-8. In JSON a byte
+// that is none is a lone surrogate from U+DC80, by which Python's os.fsencode restores it
+// (PEP 383); others show that something is there.
+type Raw string
+
+// MarshalJSON implements json.Marshaler.
+func (r Raw) MarshalJSON() ([]byte, error) {
+	out := []byte{'"'}
+	for s := string(r); s != ""; {
+		c, n := utf8.DecodeRuneInString(s)
+		if c == utf8.RuneError && n == 1 {
+			out = fmt.Appendf(out, `\udc%02x`, s[0])
+		} else {
+			quoted, err := json.Marshal(s[:n])
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, quoted[1:len(quoted)-1]...)
+		}
+		s = s[n:]
+	}
+	return append(out, '"'), nil
+}
 
 // hexPointer is v as an optional Hex: absent where it is not known.
 func hexPointer(v uint64, known bool) *Hex {

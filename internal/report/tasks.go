@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"nestdbg/internal/linux"
+	"nestdbg/internal/mem"
 )
 
 // Tasks are the tasks of a kernel.
@@ -21,19 +22,20 @@ type Tasks struct {
 
 // Task is one task. PID is the thread's number, TGID the process's; State is one
 // letter, as ps shows. CPU is the one it runs or last ran on, null if not known.
-// Command is the command line, null where it could not be read and for threads of
-// the kernel.
+// Command is the command line, null where there is none, as of threads of the kernel
+// and of what has ended. CommandError says why there is no more of it.
 type Task struct {
-	PID     int      `json:"pid"`
-	TGID    int      `json:"tgid"`
-	PPID    int      `json:"ppid"`
-	State   string   `json:"state"`
-	CPU     *int     `json:"cpu"`
-	OnCPU   bool     `json:"on_cpu"`
-	Kernel  bool     `json:"kernel"`
-	Comm    string   `json:"comm"`
-	Command []string `json:"command" nil:"unknown"`
-	Addr    Hex      `json:"addr"`
+	PID          int    `json:"pid"`
+	TGID         int    `json:"tgid"`
+	PPID         int    `json:"ppid"`
+	State        string `json:"state"`
+	CPU          *int   `json:"cpu"`
+	OnCPU        bool   `json:"on_cpu"`
+	Kernel       bool   `json:"kernel"`
+	Comm         Raw    `json:"comm"`
+	Command      []Raw  `json:"command" nil:"unknown"`
+	CommandError string `json:"command_error,omitempty"`
+	Addr         Hex    `json:"addr"`
 }
 
 // NewTasks reports on the tasks of a machine's kernel, or with threads on every
@@ -50,18 +52,25 @@ func NewTasks(machine string, k *linux.Kernel, threads bool) (*Tasks, error) {
 	for _, p := range problems {
 		r.Problems = append(r.Problems, p.String())
 	}
-	commands := map[int][]string{} // by process
+	type command struct {
+		args []string
+		err  error
+	}
+	commands := map[mem.Virt]command{} // by mm_struct, which all threads of a process have
 	for i := range list {
 		t := &list[i]
 		if t.PID != t.TGID && !threads {
 			continue
 		}
-		command, known := commands[t.TGID]
-		if !known {
-			command, _ = k.CommandLine(t) // its pages may be anywhere; then there is the name
-			commands[t.TGID] = command
+		var c command
+		if !t.Kernel { // which may borrow one
+			var known bool
+			if c, known = commands[t.MM]; !known {
+				c.args, c.err = k.CommandLine(t)
+				commands[t.MM] = c
+			}
 		}
-		r.Tasks = append(r.Tasks, newTask(t, command))
+		r.Tasks = append(r.Tasks, newTask(t, c.args, c.err))
 	}
 	slices.SortStableFunc(r.Tasks, func(a, b Task) int {
 		return cmp.Or(cmp.Compare(a.TGID, b.TGID), cmp.Compare(a.PID, b.PID))
@@ -69,9 +78,15 @@ func NewTasks(machine string, k *linux.Kernel, threads bool) (*Tasks, error) {
 	return r, nil
 }
 
-func newTask(t *linux.Task, command []string) Task {
+func newTask(t *linux.Task, command []string, err error) Task {
 	out := Task{PID: t.PID, TGID: t.TGID, PPID: t.Parent, State: t.State, OnCPU: t.OnCPU,
-		Kernel: t.Kernel, Comm: t.Comm, Command: command, Addr: Hex(t.Addr)}
+		Kernel: t.Kernel, Comm: Raw(t.Comm), Addr: Hex(t.Addr)}
+	for _, arg := range command {
+		out.Command = append(out.Command, Raw(arg))
+	}
+	if err != nil {
+		out.CommandError = err.Error()
+	}
 	if t.CPU >= 0 {
 		cpu := t.CPU
 		out.CPU = &cpu
@@ -90,17 +105,33 @@ func (r *Tasks) Text(w io.Writer) {
 		if r.threads {
 			tid = fmt.Sprintf(" %6d", t.PID)
 		}
-		name := printable(t.Comm) // whatever a guest's program called itself
-		cpu, command := "?", "["+name+"]"
+		cpu := "?"
 		if t.CPU != nil {
 			cpu = fmt.Sprint(*t.CPU)
 		}
-		if len(t.Command) > 0 {
-			command = printable(strings.Join(t.Command, " "))
-		}
-		fmt.Fprintf(w, "%7d%s %7d %s %3s %-16s %s\n", t.TGID, tid, t.PPID, t.State, cpu, name, command)
+		fmt.Fprintf(w, "%7d%s %7d %s %3s %-16s %s\n", t.TGID, tid, t.PPID, t.State, cpu, printable(string(t.Comm)), t.command())
 	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "not read: %s\n", p)
 	}
+}
+
+// command is the command line, or else the name in brackets, as ps shows it; and whether
+// something of it is missing.
+func (t *Task) command() string {
+	if len(t.Command) == 0 {
+		text := "[" + printable(string(t.Comm)) + "]"
+		if t.CommandError != "" {
+			text += " (arguments unreadable)"
+		}
+		return text
+	}
+	words := make([]string, 0, len(t.Command)+1)
+	for _, arg := range t.Command {
+		words = append(words, printable(string(arg)))
+	}
+	if t.CommandError != "" {
+		words = append(words, "(cut)")
+	}
+	return strings.Join(words, " ")
 }

@@ -2,6 +2,7 @@ package session
 
 import (
 	"fmt"
+	"strconv"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/gdbserver"
@@ -118,7 +119,11 @@ func (s *taskStop) of(c *machine.CPU) string {
 	return ""
 }
 
-func taskText(t *linux.Task) string { return fmt.Sprintf("%s (%d)", t.Comm, t.PID) }
+// taskText names a task for gdb, which shows it as it is: without what a terminal obeys.
+func taskText(t *linux.Task) string {
+	name := strconv.Quote(t.Comm)
+	return fmt.Sprintf("%s (%d)", name[1:len(name)-1], t.PID)
+}
 
 // taskDoing says in a few words what a task does, for "info threads".
 func taskDoing(t *linux.Task) string {
