@@ -141,7 +141,7 @@ func (b *Backtracer) lost(s Stack, t *linux.Task) {
 }
 
 // Task adds the backtraces of the tasks with a number, most often one. A task
-// that runs now has that of its CPU.
+// that runs now has that of its CPU. NoTaskError is for a list that was read to its end.
 func (b *Backtracer) Task(pid int) error {
 	tasks, problems, err := b.stacks.Tasks()
 	found := false
@@ -151,25 +151,39 @@ func (b *Backtracer) Task(pid int) error {
 			b.task(&tasks[i])
 		}
 	}
-	if !found {
-		return errors.Join(&NoTaskError{b.machine.Name, pid, linux.Unread(problems)}, err)
+	for _, p := range problems {
+		err = errors.Join(err, fmt.Errorf("%s: %w", p.What, p.Err))
 	}
-	return nil
+	switch {
+	case found:
+		return nil
+	case err != nil:
+		return fmt.Errorf("task %d is not among the %d of %s that could be read: %w", pid, len(tasks), b.machine.Name, err)
+	}
+	return &NoTaskError{b.machine.Name, pid}
 }
 
 // NoTaskError says that a machine has no task of a number.
 type NoTaskError struct {
 	Machine string
 	PID     int
-	unread  string // what of the tasks could not be read, as the end of a message
 }
 
-func (e *NoTaskError) Error() string {
-	return fmt.Sprintf("%s has no task %d%s", e.Machine, e.PID, e.unread)
-}
+func (e *NoTaskError) Error() string { return fmt.Sprintf("%s has no task %d", e.Machine, e.PID) }
 
-// All adds the backtraces of every CPU, then of every task that is on none.
+// All adds the backtraces of every CPU, then of every task that is on none. It fails
+// only if there is nothing to show.
 func (b *Backtracer) All() error {
+	err := b.collect(func(*linux.Task) bool { return true })
+	if len(b.report.Stacks) > 0 {
+		return nil
+	}
+	return err
+}
+
+// collect adds the backtraces of every CPU, then of those tasks on none that are wanted.
+// What could not be read of the list is among the report's problems.
+func (b *Backtracer) collect(want func(*linux.Task) bool) error {
 	shown := map[mem.Virt]bool{}
 	for _, c := range b.machine.CPUs {
 		b.CPU(c)
@@ -179,9 +193,12 @@ func (b *Backtracer) All() error {
 	}
 	tasks, problems, err := b.stacks.Tasks()
 	for i := range tasks {
-		if !shown[tasks[i].Addr] {
-			b.task(&tasks[i])
+		if t := &tasks[i]; !shown[t.Addr] && want(t) {
+			b.task(t)
 		}
+	}
+	if err != nil {
+		b.report.Problems = append(b.report.Problems, err.Error())
 	}
 	for _, p := range problems {
 		b.report.Problems = append(b.report.Problems, p.String())

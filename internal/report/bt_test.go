@@ -23,10 +23,11 @@ type fakeStacks struct {
 	frames   map[mem.Virt][]linux.Frame // by task, and by the program counter of a CPU
 	errs     map[mem.Virt]error
 	problems []linux.Problem
+	unread   []linux.Problem // of the list of tasks
 }
 
 func (s *fakeStacks) Tasks() ([]linux.Task, []linux.Problem, error) {
-	return s.tasks, []linux.Problem{{What: "task 12", Err: errors.New("cannot be read")}}, s.tasksErr
+	return s.tasks, s.unread, s.tasksErr
 }
 
 // TaskOn is the task whose address is in rbx.
@@ -110,6 +111,7 @@ func bootedStacks() (*machine.Machine, *fakeStacks) {
 		},
 		errs:     map[mem.Virt]error{0xd0: errors.New("it has ended"), 0xb0: errors.New("no end")},
 		problems: []linux.Problem{{What: "unwind table of mod", Err: errors.New("not found")}},
+		unread:   []linux.Problem{{What: "task 12", Err: errors.New("cannot be read")}},
 	}
 	return m, s
 }
@@ -199,13 +201,45 @@ func TestBacktraceOfTask(t *testing.T) {
 			t.Errorf("%d: %+v", pid, s)
 		}
 	}
-	from.tasksErr = errors.New("the list is broken")
-	var none *NoTaskError
-	if err := b.Task(99); !errors.As(err, &none) || !errors.Is(err, from.tasksErr) || none.PID != 99 || !strings.Contains(none.Error(), "task 12: cannot be read") {
-		t.Errorf("no such task: %v", err)
+}
+
+// TestBacktracesOfBrokenList: what could be read is shown, and what is not among that need
+// not be missing.
+func TestBacktracesOfBrokenList(t *testing.T) {
+	m, from := bootedStacks()
+	broken, unread := errors.New("the list is broken"), []linux.Problem{{What: "task 12", Err: mem.ErrFault}}
+	for _, tt := range []struct {
+		name     string
+		problems []linux.Problem
+		err      error
+		count    int  // of problems that are said, with that of the stacks
+		none     bool // it is sure that there is no such task
+	}{
+		{"whole", nil, nil, 1, true},
+		{"an end that is not there", nil, broken, 2, false},
+		{"a task that cannot be read", unread, nil, 2, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			from.unread, from.tasksErr = tt.problems, tt.err
+			b := newBacktracer(m, from)
+			if err := b.All(); err != nil {
+				t.Fatal(err)
+			}
+			r := b.Report()
+			if len(r.Stacks) != 5 || len(r.Problems) != tt.count {
+				t.Errorf("%d stacks, problems %q", len(r.Stacks), r.Problems)
+			}
+			var none *NoTaskError
+			err := b.Task(99)
+			if errors.As(err, &none) != tt.none || errors.Is(err, broken) != (tt.err != nil) ||
+				errors.Is(err, mem.ErrFault) != (tt.problems != nil) || !strings.Contains(err.Error(), "task 99") {
+				t.Errorf("no such task: %v", err)
+			}
+		})
 	}
-	if err := b.All(); !errors.Is(err, from.tasksErr) {
-		t.Errorf("a broken list: %v", err)
+	b := newBacktracer(&machine.Machine{Name: "vm0"}, &fakeStacks{tasksErr: broken})
+	if err := b.All(); !errors.Is(err, broken) {
+		t.Errorf("nothing at all: %v", err)
 	}
 }
 

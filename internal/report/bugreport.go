@@ -152,32 +152,14 @@ const blocked = "D"
 // newBugStacks are the stacks of every CPU, then of those tasks that a trouble befell
 // or that are blocked.
 func newBugStacks(b *Backtracer, troubles []Trouble) *Backtraces {
-	shown := map[mem.Virt]bool{}
-	for _, c := range b.machine.CPUs {
-		b.CPU(c)
-		if t := b.current[c.Index]; t != nil {
-			shown[t.Addr] = true
-		}
-	}
 	befell := map[int]bool{}
 	for _, t := range troubles {
 		if t.PID != nil {
 			befell[*t.PID] = true
 		}
 	}
-	tasks, problems, err := b.stacks.Tasks()
-	for i := range tasks {
-		// PID 0 is that of every idle task, none of which is listed.
-		if t := &tasks[i]; !shown[t.Addr] && (t.State == blocked || befell[t.PID]) {
-			b.task(t)
-		}
-	}
-	if err != nil {
-		b.report.Problems = append(b.report.Problems, err.Error())
-	}
-	for _, p := range problems {
-		b.report.Problems = append(b.report.Problems, p.String())
-	}
+	// PID 0 is that of every idle task, none of which is listed. An error is among the problems.
+	_ = b.collect(func(t *linux.Task) bool { return t.State == blocked || befell[t.PID] })
 	return b.Report()
 }
 
