@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
@@ -20,6 +21,9 @@ type Kernel struct {
 	Modules string `json:"modules"`         // directory lib/modules/RELEASE
 }
 
+// packageName is what Debian allows, Policy Manual 5.6.1.
+var packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
+
 // findKernel turns what the person gave into files, by way of the cache:
 // a package name, perhaps with a suite, .deb files with commas between them, or a
 // vmlinuz.
@@ -32,7 +36,7 @@ func findKernel(ctx context.Context, c cache, spec, modules string,
 		return kernelFromImage(spec, modules)
 	}
 	name, suite := splitSuite(spec)
-	if !validName.MatchString(name) || strings.Contains(spec, "/") && !validName.MatchString(suite) {
+	if !packageName.MatchString(name) || strings.Contains(spec, "/") && !validName.MatchString(suite) {
 		return nil, optionf("kernel %s: no such file", spec)
 	}
 	return kernelFromPackage(ctx, c, name, suite, progress)

@@ -69,6 +69,18 @@ func TestKernelOfSuite(t *testing.T) {
 	}
 }
 
+func TestPackageName(t *testing.T) {
+	for name, want := range map[string]bool{
+		"linux-image-cloud-amd64": true, "linux-image-5.10.0-32-cloud-amd64": true,
+		"linux-image-6.12.118+deb13-cloud-amd64": true,
+		"":                                       false, "x": false, "../x": false, "-x": false, "Linux": false, "a/b": false, "..": false,
+	} {
+		if got := packageName.MatchString(name); got != want {
+			t.Errorf("%q: %v", name, got)
+		}
+	}
+}
+
 func TestParseLdd(t *testing.T) {
 	out := "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibz.so.1 => /lib/x/libz.so.1 (0x00007f)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n"
 	want := []string{"/lib/x/libz.so.1", "/lib64/ld-linux-x86-64.so.2"}
@@ -91,7 +103,9 @@ func TestWantSymbols(t *testing.T) {
 		"usr/lib/debug/lib/modules/6.1.0/kernel/lib/crc-itu-t.ko":               true,
 		"usr/lib/debug/lib/modules/6.1.0/kernel/drivers/net/e1000.ko":           false,
 		"usr/lib/debug/lib/modules/6.1.0/kernel/net/virt/x.ko":                  false,
-		"usr/lib/debug/lib/modules/6.1.0/vmlinux":                               false,
+		"usr/lib/debug/lib/modules/6.1.0/vmlinux":                               true,
+		"usr/lib/debug/usr/lib/modules/7.2/vmlinux":                             true,
+		"usr/lib/debug/lib/modules/6.1.0/kernel/vmlinux":                        false,
 		"usr/share/doc/virt/kvm.ko":                                             false,
 	} {
 		if got := wantSymbols(name); got != want {

@@ -59,17 +59,20 @@ func DebugKernel(ctx context.Context, cacheDir, pkg, suite string, progress func
 		return "", err
 	}
 	found := filepath.Join(root, tree)
-	if images, _ := filepath.Glob(filepath.Join(found, "boot/vmlinux-*")); len(images) == 0 {
+	images, _ := filepath.Glob(filepath.Join(found, "boot/vmlinux-*"))
+	if len(images) == 0 {
 		return "", fmt.Errorf("package %s %s holds no vmlinux", name, version)
 	}
-	return found, nil
+	_, err = os.Stat(images[0]) // it may be a link, and the file elsewhere
+	return found, err
 }
 
 // symbolsCache is the part of the cache with debug symbols. It gets another name
 // when wantSymbols picks more than it did.
-const symbolsCache = "symbols-2"
+const symbolsCache = "symbols-3"
 
-// wantSymbols picks the kernel and the modules that the lab's machines load.
+// wantSymbols picks the kernel and the modules that the lab's machines load. The kernel
+// is in boot, and since 7.x beside the modules with a link in boot.
 func wantSymbols(name string) bool {
 	rest, ok := strings.CutPrefix(name, "usr/lib/debug/")
 	if !ok {
@@ -79,7 +82,11 @@ func wantSymbols(name string) bool {
 	if strings.HasPrefix(rest, "boot/vmlinux-") {
 		return true
 	}
-	_, inTree, ok := strings.Cut(strings.TrimPrefix(rest, "lib/modules/"), "/kernel/")
+	_, place, _ := strings.Cut(strings.TrimPrefix(rest, "lib/modules/"), "/") // behind the release
+	if place == "vmlinux" {
+		return true
+	}
+	inTree, ok := strings.CutPrefix(place, "kernel/")
 	module, isModule := moduleName(inTree)
 	ofKVM := strings.HasPrefix(inTree, "arch/x86/kvm/") || strings.HasPrefix(inTree, "virt/")
 	return ok && isModule && (ofKVM || strings.HasPrefix(module, "virtio") || slices.Contains(extraModules, strings.ReplaceAll(module, "_", "-")))
