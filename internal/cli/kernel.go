@@ -54,7 +54,14 @@ func (a *app) kernelAside(ctx context.Context) (*machine.Machine, *linux.Kernel,
 func (a *app) psCommand() *cobra.Command {
 	var threads bool
 	c := &cobra.Command{
-		Use: "ps", Short: "Tasks of a machine's kernel, with command lines", Args: noArgs,
+		Use: "ps", Short: "Tasks of a machine's kernel, with command lines",
+		Long: `Tasks of a machine's kernel, with command lines.
+
+A command line is what the process has in its memory. Where not all of that could be read,
+or it is longer than 128 KiB, it is marked "(cut)"; with --json, command_error says why.
+A name in brackets is that of a task without one, as of a thread of the kernel. In JSON
+a byte that is no UTF-8 is a lone surrogate, which Python's os.fsencode turns back.`,
+		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			m, k, err := a.kernelAside(c.Context())
 			if err != nil {
