@@ -42,7 +42,7 @@ func run(ctx context.Context) error {
 	program := flag.String("nestdbg", "", "the program to measure (default: built from this source)")
 	memory := flag.String("memory", "5G", "memory of L1; with 2816M or more it has a hole below 4 GiB")
 	existing := flag.String("lab", "", "measure on this lab, which is up and has one VM")
-	only := flag.String("only", "", "measure only the group of this name: frozen, scan, cold, files, attach, steps, hits, latency")
+	only := flag.String("only", "", "measure only the group of this name: frozen, scan, cold, symbols, files, attach, steps, hits, latency")
 	symbols := flag.String("symbols", "", "directory with the kernels' vmlinux (default: the lab's, if it is downloaded)")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -100,6 +100,7 @@ var groups = []group{
 	{"frozen", measureFrozen},
 	{"scan", func(ctx context.Context, b *bench) ([]row, error) { return b.measureScan(ctx) }},
 	{"cold", func(ctx context.Context, b *bench) ([]row, error) { return b.measureCold(ctx) }},
+	{"symbols", func(ctx context.Context, b *bench) ([]row, error) { return b.measureSymbols(ctx) }},
 	{"files", func(ctx context.Context, b *bench) ([]row, error) { return b.measureFiles(ctx) }},
 	{"attach", func(ctx context.Context, b *bench) ([]row, error) { return b.measureAttach(ctx) }},
 	{"steps", func(ctx context.Context, b *bench) ([]row, error) { return b.measureSteps(ctx) }},
