@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"nestdbg/internal/linux"
+	"nestdbg/internal/mem"
 	"nestdbg/lab"
 	"nestdbg/lab/agent"
 )
@@ -51,6 +52,7 @@ func checkSymbols(t *testing.T, l *lab.Lab, name string) {
 		}
 	}
 	want = slices.DeleteFunc(want, madeAtRunTime)
+	checkPlaces(t, k, name, modules, want)
 	for i := range want {
 		if want[i].module != "" {
 			// The kernel makes it a capital for exported symbols only when it is read
@@ -63,6 +65,57 @@ func checkSymbols(t *testing.T, l *lab.Lab, name string) {
 			cmp.Compare(a.module, b.module), cmp.Compare(a.kind, b.kind))
 	})
 	t.Logf("%s: %d symbols", name, len(want))
+}
+
+// checkPlaces asks the address of every symbol back, and of the kernel's own the last byte
+// of each: it ends at the next. How long a module's symbols are no guest says.
+func checkPlaces(t *testing.T, k *linux.Kernel, name string, modules []linux.Module, want []symbol) {
+	t.Helper()
+	regions := make(map[string]*linux.Module)
+	for i := range modules {
+		regions[modules[i].Name] = &modules[i]
+	}
+	names := make(map[uint64][]string) // of places in the kernel and its modules, in the guest's order
+	var starts []uint64                // of the kernel's own
+	outside := 0
+	for _, s := range want {
+		switch at := mem.Virt(s.addr); {
+		case s.kind == 'A' || s.kind == 'a':
+			continue // a number, not a place
+		case s.module == "" && uint64(at-k.TextVA) < k.Size:
+			starts = append(starts, s.addr)
+		case s.module == "" || !regions[s.module].Contains(at):
+			outside++ // the image's end, and what a module has beside its memory
+			continue
+		}
+		names[s.addr] = append(names[s.addr], cmp.Or(s.module, "kernel")+" "+s.name)
+	}
+	slices.Sort(starts)
+	starts = slices.Compact(starts)
+	wrong := 0
+	check := func(addr, offset, size uint64) {
+		p, ok := k.Symbolize(mem.Virt(addr + offset))
+		got, known := cmp.Or(p.Module, "kernel")+" "+p.Name, names[addr]
+		// The kernel's own backtraces have the first of its table.
+		right := got == known[0] || p.Module != "" && slices.Contains(known, got)
+		if (!ok || !right || p.Offset != offset || size != 0 && p.Size != size) && wrong < 20 {
+			wrong++
+			t.Errorf("%s: %#x is %+v, %v, want %s+%#x/%#x", name, addr+offset, p, ok, known, offset, size)
+		}
+	}
+	for i, at := range starts[:len(starts)-1] {
+		size := starts[i+1] - at
+		check(at, 0, size)
+		check(at, size-1, size)
+	}
+	for at := range names {
+		if _, own := slices.BinarySearch(starts, at); !own {
+			check(at, 0, 0)
+		}
+	}
+	if outside > 100 || len(starts) < 1000 || len(names)-len(starts) < 100 {
+		t.Errorf("%s: %d places of the kernel and %d of modules, %d symbols outside", name, len(starts), len(names)-len(starts), outside)
+	}
 }
 
 // madeAtRunTime tells the names that /proc/kallsyms adds for code that the kernel

@@ -42,14 +42,14 @@ var (
 		{"Symbols", checkSymbols}, {"Found", checkFound}, {"Types", checkTypes}, {"Log", checkLog},
 		{"Following", checkFollowing}, {"Tasks", checkTasks}, {"PS", checkPS}, {"Modules", checkModules},
 		{"Lsmod", checkLsmod}, {"Stacks", checkStacks}, {"PrintTasks", checkPrintTasks}, {"PrintFacts", checkPrintFacts},
-		{"TaskThreads", checkTaskThreads},
+		{"Sym", checkSym}, {"TaskThreads", checkTaskThreads},
 		{"Export", func(t *testing.T, l *lab.Lab, name string) { checkExport(t, l, name) }},
 	}
 	labQuestions = []struct {
 		name  string
 		check func(t *testing.T, l *lab.Lab)
 	}{
-		{"Sym", checkSym}, {"StackOfCPU", checkStackOfCPU}, {"StackOfHost", checkStackOfHost}, {"Guests", checkGuests},
+		{"StackOfCPU", checkStackOfCPU}, {"StackOfHost", checkStackOfHost}, {"Guests", checkGuests},
 		{"Roads", func(t *testing.T, l *lab.Lab) { checkBothRoads(t, l) }}, {"Holes", checkHoles}, {"GDB", checkGDBWithoutFiles},
 	}
 )

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"testing"
@@ -219,44 +220,70 @@ func lsmod(t *testing.T, l *lab.Lab, name string) []lsmodModule {
 }
 
 // TestSym asks for names and addresses, in the kernel and in a module.
-func TestSym(t *testing.T) { checkSym(t, sharedLab(t, "kaslr")) }
+func TestSym(t *testing.T) { eachMachine(t, checkSym) }
 
-func checkSym(t *testing.T, l *lab.Lab) {
-	type symbols struct {
-		Symbols []struct {
-			Name, Module, Type string
-			Addr, Offset       address
+// symbolReport is what sym says.
+type symbolReport struct {
+	Symbols []struct {
+		Name, Module, Type string
+		Addr, Offset       address
+		Size               *uint64
+	}
+}
+
+func checkSym(t *testing.T, l *lab.Lab, name string) {
+	all := parseSymbols(t, ask(t, l, name, "kallsyms"))
+	var places []uint64 // of the kernel's own
+	for _, s := range all {
+		if s.module == "" {
+			places = append(places, s.addr)
 		}
 	}
-	all := parseSymbols(t, ask(t, l, "l1", "kallsyms"))
-	for _, name := range []string{"schedule", "kvm_vcpu_ioctl", "jiffies", "cleanup_module"} {
-		want := make(map[uint64]string)
+	slices.Sort(places)
+	sym := func(what string) symbolReport {
+		return *decode[symbolReport](t, must(t, l, "sym", "--json", "-m", name, what))
+	}
+	ofModule := map[string]string{"l1": "kvm_vcpu_ioctl", "vm0": "vring_interrupt"}[name]
+	for _, symbol := range []string{"schedule", "jiffies", ofModule, "cleanup_module"} {
+		want, got := make(map[uint64]string), make(map[uint64]string)
 		for _, s := range all {
-			if s.name == name {
+			if s.name == symbol {
 				want[s.addr] = s.module
 			}
 		}
-		got := make(map[uint64]string)
-		for _, s := range decode[symbols](t, must(t, l, "sym", "--json", "-m", "l1", name)).Symbols {
+		for _, s := range sym(symbol).Symbols {
 			got[uint64(s.Addr)] = s.Module
+			checkSize(t, s.Module, uint64(s.Addr), s.Size, places)
 		}
 		if !maps.Equal(got, want) || len(want) == 0 {
-			t.Errorf("%s: %v, want %v", name, got, want)
+			t.Errorf("%s: %s: %v, want %v", name, symbol, got, want)
 		}
 		for addr, module := range want {
-			if name == "cleanup_module" {
+			if symbol == "cleanup_module" {
 				break // every module's is also its own function
 			}
-			r := decode[symbols](t, must(t, l, "sym", "--json", "-m", "l1", fmt.Sprintf("%#x", addr+2)))
+			r := sym(fmt.Sprintf("%#x", addr+2))
 			if len(r.Symbols) != 1 || r.Symbols[0].Module != module || uint64(r.Symbols[0].Addr) != addr || r.Symbols[0].Offset != 2 {
-				t.Errorf("%#x: %+v", addr+2, r)
+				t.Errorf("%s: %#x: %+v", name, addr+2, r)
+				continue
 			}
+			checkSize(t, module, addr, r.Symbols[0].Size, places)
 		}
 	}
 	for _, wrong := range []string{"no_such_symbol", "0x1000", "pa:0x1000"} {
-		if r := nestdbg(t, on(l, "sym", "-m", "l1", wrong)...); r.status != 2 || r.stdout != "" {
-			t.Errorf("%s: %+v", wrong, r)
+		if r := nestdbg(t, on(l, "sym", "-m", name, wrong)...); r.status != 2 || r.stdout != "" {
+			t.Errorf("%s: %s: %+v", name, wrong, r)
 		}
+	}
+}
+
+// checkSize checks that a symbol of the kernel ends at the next one. Of a module's the
+// guest does not say.
+func checkSize(t *testing.T, module string, addr uint64, size *uint64, places []uint64) {
+	t.Helper()
+	next := sort.Search(len(places), func(i int) bool { return places[i] > addr })
+	if size == nil || module == "" && *size != places[next]-addr {
+		t.Errorf("%#x [%s]: size %v, the next symbol is at %#x", addr, module, size, places[next])
 	}
 }
 
