@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -77,17 +78,19 @@ func TestNamesOfADeepLab(t *testing.T) {
 }
 
 func TestParseStat(t *testing.T) {
+	rest := strings.Repeat(" 7", 34)
 	for _, c := range []struct {
 		in   string
 		want Task
 		ok   bool
 	}{
-		{"1 (init) S 0 1 1 0", Task{PID: 1, State: "S", Comm: "init"}, true},
-		{"7 (a) b (c)) R 3 1", Task{PID: 7, PPID: 3, State: "R", Comm: "a) b (c)"}, true},
-		{"9 () Z 1 1", Task{PID: 9, PPID: 1, State: "Z"}, true},
-		{"9 (x) Z", Task{}, false},
-		{"x (x) Z 1", Task{}, false},
-		{"9 (x) Z y", Task{}, false},
+		{"1 (init) S 0" + rest + " 0 8", Task{PID: 1, State: "S", Comm: "init"}, true},
+		{"7 (a) b (c)) R 3" + rest + " 2 8", Task{PID: 7, PPID: 3, CPU: 2, State: "R", Comm: "a) b (c)"}, true},
+		{"9 () Z 1" + rest + " 1", Task{PID: 9, PPID: 1, CPU: 1, State: "Z"}, true},
+		{"9 (x) Z 1" + rest, Task{}, false},
+		{"x (x) Z 1" + rest + " 1", Task{}, false},
+		{"9 (x) Z y" + rest + " 1", Task{}, false},
+		{"9 (x) Z 1" + rest + " y", Task{}, false},
 		{")(", Task{}, false},
 		{"", Task{}, false},
 	} {
@@ -104,10 +107,10 @@ func TestTasksComeBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	self := slices.IndexFunc(all, func(t Task) bool { return t.PID == os.Getpid() })
-	if self < 0 || all[self].TGID != os.Getpid() || all[self].PPID != os.Getppid() {
+	if self < 0 || all[self].TGID != os.Getpid() || all[self].PPID != os.Getppid() || all[self].Switches == 0 {
 		t.Fatalf("own process missing or wrong among %d threads", len(all))
 	}
-	want := []Task{{1, 1, 0, "S", "a b"}, {2, 1, 0, "R", ""}, all[self]}
+	want := []Task{{1, 1, 0, "S", 0, 0, "a b"}, {2, 1, 0, "R", 3, 1 << 40, ""}, all[self]}
 	var text strings.Builder
 	for _, task := range want {
 		text.WriteString(task.String() + "\n")
@@ -115,10 +118,22 @@ func TestTasksComeBack(t *testing.T) {
 	if got, err := ParseTasks([]byte(text.String())); err != nil || !slices.Equal(got, want) {
 		t.Fatalf("%q gave %v, %v", text.String(), got, err)
 	}
-	for _, bad := range []string{"1 1 0 S\n", "1 x 0 S a\n"} {
+	for _, bad := range []string{"1 1 0 0 0 S\n", "1 x 0 0 0 S a\n", "1 1 0 0 -1 S a\n"} {
 		if got, err := ParseTasks([]byte(bad)); err == nil {
 			t.Errorf("%q gave %v", bad, got)
 		}
+	}
+}
+
+// TestCommands: the arguments of a process byte for byte, and none of threads of the kernel.
+func TestCommands(t *testing.T) {
+	out, err := commands()
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := fmt.Sprintf("\n%d %x\n", os.Getpid(), strings.Join(os.Args, "\x00")+"\x00")
+	if !strings.Contains("\n"+string(out), own) {
+		t.Errorf("no line %q in\n%s", own, out)
 	}
 }
 
@@ -250,7 +265,7 @@ func TestExecute(t *testing.T) {
 }
 
 func FuzzParseStat(f *testing.F) {
-	f.Add([]byte("7 (a) b (c)) R 3 1"))
+	f.Add([]byte("7 (a) b (c)) R 3" + strings.Repeat(" 1", 35)))
 	f.Add([]byte(")("))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if task, err := parseStat(in); err != nil && task != (Task{}) {

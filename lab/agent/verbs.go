@@ -30,6 +30,7 @@ func commonVerbs(children *children) verbs {
 		"kallsyms":  simple(func(string) ([]byte, error) { return kallsyms() }),
 		"modules":   simple(func(string) ([]byte, error) { return os.ReadFile("/proc/modules") }),
 		"tasks":     simple(func(string) ([]byte, error) { return tasks() }),
+		"commands":  simple(func(string) ([]byte, error) { return commands() }),
 		"kmsg":      simple(func(string) ([]byte, error) { return kmsg("/dev/kmsg") }),
 		"clock":     simple(func(string) ([]byte, error) { return clock() }),
 		"stack":     simple(stack),

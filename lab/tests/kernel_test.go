@@ -237,6 +237,7 @@ func compareModules(t *testing.T, l *lab.Lab, name string, modules func() []proc
 func TestTasks(t *testing.T) { eachMachine(t, checkTasks) }
 
 func checkTasks(t *testing.T, l *lab.Lab, name string) {
+	startOddTasks(t, l, name)
 	before := guestTasks(t, l, name)
 	thaw := freeze(t, l)
 	v := look(t, l)
@@ -260,15 +261,63 @@ func checkTasks(t *testing.T, l *lab.Lab, name string) {
 			t.Errorf("%s: %+v is no task of it", name, x)
 		}
 	}
-	lasting := 0
+	lasting, states := 0, make(map[string]int)
 	for pid, want := range before {
-		if again, ok := after[pid]; !ok || again.TGID != want.TGID {
+		again, ok := after[pid]
+		if !ok || again.TGID != want.TGID {
 			continue
 		}
 		lasting++
-		checkTask(t, name, got[pid], want)
+		x := got[pid]
+		checkTask(t, name, x, want)
+		if stoodStill(want, again) {
+			states[x.State]++
+			if x.State != want.State || x.CPU != want.CPU || x.OnCPU {
+				t.Errorf("%s: %+v, want state %s, last on CPU %d", name, x, want.State, want.CPU)
+			}
+		}
 	}
-	t.Logf("%s: %d tasks, %d of them lasting", name, len(tasks), lasting)
+	checkStates(t, name, states)
+	t.Logf("%s: %d tasks, %d of them lasting; states of those that did not run: %v", name, len(tasks), lasting, states)
+}
+
+// oddTasks are command lines of tasks that are easily got wrong: one that was stopped, whose
+// name is neither ASCII nor UTF-8 nor harmless, as are its arguments, of which some are
+// empty; one with more arguments than are read; and the parent of a zombie.
+var oddTasks = []string{
+	`sh -c 'printf "n\303\251\377\033" > /proc/$$/comm; kill -STOP $$' "$(printf 'a\303\251\377\033')" '' z '' ''`,
+	`sh -c 'kill -STOP $$' $(head -c 100000 /dev/zero | tr '\0' x) $(head -c 100000 /dev/zero | tr '\0' y)`,
+	`sh -c 'sh -c exit & exec sleep 1000'`,
+}
+
+// startOddTasks has these in a guest until the end of the test.
+func startOddTasks(t *testing.T, l *lab.Lab, guest string) {
+	t.Helper()
+	for _, command := range oddTasks {
+		pid := strings.TrimSpace(ask(t, l, guest, "exec exec "+command+" > /dev/null 2>&1 & echo $!"))
+		t.Cleanup(func() { ask(t, l, guest, "exec kill -9 "+pid) })
+	}
+	eventually(t, "two stopped tasks, and a zombie", commandLimit, func() bool {
+		count := make(map[string]int)
+		for _, x := range guestTasks(t, l, guest) {
+			count[x.State]++
+		}
+		return count["T"] >= 2 && count["Z"] >= 1
+	})
+}
+
+// stoodStill tells a task that did not run between two lists. One that runs in both may
+// have been about to sleep.
+func stoodStill(before, after agent.Task) bool { return before == after && before.State != "R" }
+
+// checkStates checks that tasks of every state that the lab has were compared.
+func checkStates(t *testing.T, guest string, states map[string]int) {
+	t.Helper()
+	for state, least := range map[string]int{"S": 15, "I": 5, "T": 2, "Z": 1} {
+		if states[state] < least {
+			t.Errorf("%s: tasks that did not run, by state: %v, want %d of state %s", guest, states, least, state)
+		}
+	}
 }
 
 // guestTasks asks a guest for its tasks, by thread number.
@@ -285,11 +334,14 @@ func guestTasks(t *testing.T, l *lab.Lab, guest string) map[int]agent.Task {
 	return out
 }
 
+// ofKernel tells the kernel's own threads: those of kthreadd, which is task 2, and itself.
+func ofKernel(x agent.Task) bool { return x.TGID == 2 || x.PPID == 2 }
+
 func checkTask(t *testing.T, guest string, got linux.Task, want agent.Task) {
 	t.Helper()
 	// Of a worker the guest also says what it works on: see agent.Task.
 	name := want.Comm == got.Comm || got.Kernel && strings.HasPrefix(want.Comm, got.Comm)
-	if got.PID != want.PID || got.TGID != want.TGID || got.Parent != want.PPID || !name {
+	if got.PID != want.PID || got.TGID != want.TGID || got.Parent != want.PPID || !name || got.Kernel != ofKernel(want) {
 		t.Errorf("%s: task %+v, want %+v", guest, got, want)
 	}
 }

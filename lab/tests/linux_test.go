@@ -129,58 +129,91 @@ func checkLog(t *testing.T, l *lab.Lab, name string) {
 // lines with those in /proc.
 func TestPS(t *testing.T) { eachMachine(t, checkPS) }
 
+// psTask is a task as ps has it.
+type psTask struct {
+	PID, TGID, PPID int
+	State, Comm     string
+	CPU             *int
+	OnCPU           bool `json:"on_cpu"`
+	Kernel          bool
+	Command         []string
+	CommandError    string `json:"command_error"`
+}
+
 func checkPS(t *testing.T, l *lab.Lab, name string) {
-	type task struct {
-		PID, TGID, PPID int
-		State, Comm     string
-		Kernel          bool
-		Command         []string
-	}
-	// "==> /proc/PID/cmdline <==", then its arguments.
-	const commands = `exec tail -n +1 /proc/[0-9]*/cmdline | tr '\0' ' '`
+	startOddTasks(t, l, name)
 	before := guestTasks(t, l, name)
 	r := decode[struct {
-		Tasks    []task
+		Tasks    []psTask
 		Problems []string
 	}](t, must(t, l, "ps", "-T", "--json", "-m", name))
-	lines := ask(t, l, name, commands)
+	commands := guestCommands(t, l, name)
 	after := guestTasks(t, l, name)
-	got := make(map[int]task)
+	got := make(map[int]psTask)
 	for _, x := range r.Tasks {
 		got[x.PID] = x
 	}
-	lasting, userspace := 0, 0
+	lasting, userspace, cut := 0, 0, 0
+	states := make(map[string]int)
 	for pid, want := range before {
-		if again, ok := after[pid]; !ok || again.TGID != want.TGID || again.Comm != want.Comm {
+		again, ok := after[pid]
+		if !ok || again.TGID != want.TGID || again.Comm != want.Comm {
 			continue // ended, or became another program
 		}
 		lasting++
 		x := got[pid]
-		comm := x.Comm == want.Comm || x.Kernel && strings.HasPrefix(want.Comm, x.Comm)
-		if x.PID != pid || x.TGID != want.TGID || x.PPID != want.PPID || !comm {
+		comm := x.Comm == jsonText(want.Comm) || x.Kernel && strings.HasPrefix(want.Comm, x.Comm)
+		if x.PID != pid || x.TGID != want.TGID || x.PPID != want.PPID || !comm || x.Kernel != ofKernel(want) {
 			t.Errorf("%s: task %+v, want %+v", name, x, want)
 		}
-	}
-	pid := 0
-	for line := range strings.Lines(lines) {
-		if n, _ := fmt.Sscanf(line, "==> /proc/%d/cmdline <==", &pid); n == 1 {
-			continue
+		if stoodStill(want, again) {
+			states[x.State]++
+			if x.State != want.State || x.CPU == nil || *x.CPU != want.CPU || x.OnCPU {
+				t.Errorf("%s: task %+v, want state %s, last on CPU %d", name, x, want.State, want.CPU)
+			}
 		}
-		command := strings.TrimSpace(line)
-		x, ok := got[pid]
-		if first, last := before[pid], after[pid]; !ok || command == "" || first.PID != pid || first.Comm != last.Comm {
-			continue
+		command := commands[want.TGID]
+		if len(command) > 0 {
+			userspace++
 		}
-		userspace++
-		if strings.Join(x.Command, " ") != command {
+		switch {
+		case x.CommandError != "":
+			cut++
+			whole, part := strings.Join(command, "\x00"), strings.Join(x.Command, "\x00")
+			if len(whole) <= 128<<10 || len(part) != 128<<10 || !strings.HasPrefix(whole, part) {
+				t.Errorf("%s: of the command line of %d, %d bytes, are %d read: %s", name, pid, len(whole), len(part), x.CommandError)
+			}
+		case !slices.Equal(x.Command, command):
 			t.Errorf("%s: command line of %d: %q, want %q", name, pid, x.Command, command)
 		}
 	}
-	if lasting < 30 || userspace < 2 || len(r.Problems) > 0 {
-		t.Errorf("%s: %d tasks, %d command lines, problems %v", name, lasting, userspace, r.Problems)
+	checkStates(t, name, states)
+	if lasting < 30 || userspace < 5 || cut != 1 || len(r.Problems) > 0 {
+		t.Errorf("%s: %d tasks, %d command lines, %d of them cut, problems %v", name, lasting, userspace, cut, r.Problems)
 	}
-	t.Logf("%s: %d tasks compared, %d command lines", name, lasting, userspace)
+	t.Logf("%s: %d tasks compared, %d command lines; states of those that did not run: %v", name, lasting, userspace, states)
 }
+
+// guestCommands asks a guest for the arguments of its processes, as JSON has them.
+func guestCommands(t *testing.T, l *lab.Lab, guest string) map[int][]string {
+	t.Helper()
+	out := make(map[int][]string)
+	for line := range strings.Lines(ask(t, l, guest, "commands")) {
+		pid := 0
+		var b []byte
+		if n, err := fmt.Sscanf(line, "%d %x", &pid, &b); n != 2 {
+			t.Fatalf("line %q: %v", line, err)
+		}
+		for arg := range strings.SplitSeq(strings.TrimSuffix(string(b), "\x00"), "\x00") {
+			out[pid] = append(out[pid], jsonText(arg))
+		}
+	}
+	return out
+}
+
+// jsonText is what Go makes of text in JSON, in which each byte that is no UTF-8 is a lone
+// surrogate (report.Raw).
+func jsonText(s string) string { return string([]rune(s)) }
 
 // TestLsmod compares with /proc/modules and the notes in /sys.
 func TestLsmod(t *testing.T) { eachMachine(t, checkLsmod) }
