@@ -53,6 +53,25 @@ func (u *Unwinder) byCallSite(e orc.Entry, s orc.State) (next orc.State, guess, 
 	return next, true, ok
 }
 
+// savedRegisters corrects the entry of a return address behind which nothing but what the
+// hardware pushed is said to be on the stack. Entry code calls there what makes a whole
+// struct pt_regs of that, which ends where the stack pointer is after it returned, and
+// jumps on to sync_regs (Linux 6.1 arch/x86/entry/entry_64.S:error_entry). In the function
+// that is called the tables know better; in the other they say what was before the call,
+// and then registers of user mode pass for what was interrupted.
+func (u *Unwinder) savedRegisters(e orc.Entry, s *orc.State, inner mem.Virt) orc.Entry {
+	if e.Type != orc.RegsPartial || s.Exact {
+		return e
+	}
+	pc, _ := s.Get(orc.IP)
+	target, isCall := u.callBefore(pc)
+	place, known := u.k.Symbolize(inner)
+	if !isCall || !known || uint64(inner)-place.Offset == target {
+		return e
+	}
+	return orc.Entry{Type: orc.Regs, Signal: e.Signal, Base: orc.BaseSP}
+}
+
 // callBefore decodes the call in front of a word of the stack, if that can be a
 // return address.
 func (u *Unwinder) callBefore(w uint64) (target uint64, ok bool) {

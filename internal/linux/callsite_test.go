@@ -95,3 +95,38 @@ func TestUnwindByCallSite(t *testing.T) {
 		})
 	}
 }
+
+// TestUnwindSavedRegisters: the function that entry code calls pushes registers into its
+// caller's frame and jumps to another. Seen from there the caller's entry is wrong, and what
+// it leads to could pass: the registers of user mode have numbers of its code segment.
+func TestUnwindSavedRegisters(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		ip      uint64
+		returns uint64 // where on the stack the return address is
+		ipAt    uint64 // and the interrupt frame
+	}{
+		{"in the function that is called", fnLeaf, 0, 0x10},
+		{"in one that it jumped to", fnBody + 4, 0x10, 0x18 + 16*8},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, stack := newStackFake(t)
+			s.symbols["fn_leaf"], s.symbols["fn_body"] = fnLeaf, fnBody
+			k := s.find()
+			if _, err := k.Symbols(); err != nil { // the fake has them where its code would be
+				t.Fatal(err)
+			}
+			s.call(fnLeaf, fnEntry+0x20)
+			stack.put64(tt.returns, fnEntry+0x20)
+			stack.put64(0x20, 0x1234).put64(0x28, 0x33) // as if they were an address and a code segment
+			stack.put64(tt.ipAt, fakeUser).put64(tt.ipAt+8, 0x33).put64(tt.ipAt+24, 0x7ffc00000000)
+			got, err := k.Unwinder().CPU(cpuAt(tt.ip, stack.va, 0))
+			want := []Frame{{PC: mem.Virt(tt.ip), SP: mem.Virt(stack.va), Exact: true},
+				{PC: fnEntry + 0x20, SP: mem.Virt(stack.va + tt.returns + 8)},
+				{PC: fakeUser, SP: 0x7ffc00000000, Exact: true, User: true}}
+			if diff := cmp.Diff(want, got); diff != "" || err != nil {
+				t.Errorf("%s, %v", diff, err)
+			}
+		})
+	}
+}

@@ -193,6 +193,9 @@ func (u *Unwinder) walk(s orc.State) ([]Frame, error) {
 		seen[at] = true
 		pc, _ := s.LookupPC()
 		e, known := u.entry(mem.Virt(pc))
+		if len(out) > 1 {
+			e = u.savedRegisters(e, &s, out[len(out)-2].PC)
+		}
 		next, err := orc.Step(e, s, u.k.space)
 		if known && errors.Is(err, orc.ErrUndefined) {
 			if caller, maybe, ok := u.byCallSite(e, s); ok {

@@ -21,7 +21,8 @@ const (
 	fnBody      = fakeText + 0x1300 // called; the return address is at rsp+16
 	fnStart     = fakeText + 0x1400 // the end of the stack
 	fnNone      = fakeText + 0x1500 // no way to unwind
-	fnEnd       = fakeText + 0x1600
+	fnEntry     = fakeText + 0x1600 // an interrupt frame is at rsp+8
+	fnEnd       = fakeText + 0x1700
 )
 
 // fakeEntry is one unwind entry as the kernel stores it.
@@ -33,7 +34,8 @@ type fakeEntry struct {
 
 var fakeEntries = []fakeEntry{
 	{fnLeaf, 8, 0, 0x005}, {fnFrame, 16, -16, 0x014}, {fnInterrupt, 0, 0, 0x105},
-	{fnBody, 24, 0, 0x005}, {fnStart, 0, 0, 0x400}, {fnNone, 0, 0, 0}, {fnEnd, 0, 0, 0x400},
+	{fnBody, 24, 0, 0x005}, {fnStart, 0, 0, 0x400}, {fnNone, 0, 0, 0}, {fnEntry, 8, 0, 0x205},
+	{fnEnd, 0, 0, 0x400},
 }
 
 // orcBytes are the two arrays of a table; the first will stand at ipAt.
