@@ -15,10 +15,10 @@ START := $(shell date +%s)
 took   = @echo "make $@: done in $$(( $$(date +%s) - $(START) )) s"
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test test-bochs demo check fmt-check vet unit race bench fuzz clean
+.PHONY: help deps build test test-kernels test-bochs demo check fmt-check vet unit race bench fuzz clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 deps: ## Install from Debian what is missing here, and say what
 	@scripts/deps
@@ -28,6 +28,10 @@ build: deps ## Build bin/nestdbg
 
 test: build check ## Everything: formatting, vet, unit tests, tests on real nested guests
 	@GO='$(GO)' $(GO) run ./lab/labtests $(LAB_TESTS)
+	$(took)
+
+test-kernels: build ## Stacks of other kernels against gdb: a gigabyte to download
+	@GO='$(GO)' $(GO) run ./lab/labtests $(LAB_TESTS) -run '^TestUnwindStops$$' -unwind=5.10,6.12,7.2
 	$(took)
 
 test-bochs: build ## What needs VMX, in Bochs: boots for minutes

@@ -64,6 +64,9 @@ class Gaps(gdb.unwinder.Unwinder):
         super().__init__("gaps")
         self.first, self.last = symbol("__entry_text_start"), symbol("__entry_text_end")
         self.to_user = symbol("syscall_exit_to_user_mode")
+        # Where a new task begins: assembly, which calls a function of the other name since
+        # Linux 6.6.
+        self.fork = "ret_from_fork_asm" if symbol("ret_from_fork_asm") else "ret_from_fork"
         self.starts = {}  # of the functions that hardware enters, by address
         self.forget()
 
@@ -157,12 +160,24 @@ class Gaps(gdb.unwinder.Unwinder):
             # Entry code calls C with nothing on the stack but a struct pt_regs (Linux 6.1
             # arch/x86/entry/entry_64.S:idtentry_body, entry_SYSCALL_64). error_entry makes one
             # and is called itself: a return address is in front of it, where gdb finds it.
-            if read(pc - 5, 1) != b"\xe8" or function_at(pc)[0] == "error_entry":
+            name = function_at(pc)[0]
+            if name.startswith("asm_call_") and name.endswith("on_stack"):
+                # push %rbp; mov %rsp,%rbp, and then another stack (Linux 5.10
+                # arch/x86/entry/entry_64.S:asm_call_on_stack).
+                rbp = int(pending.read_register("rbp")) & MASK
+                return self.caller(pending, read64(rbp + 8), rbp + 16, dict(self.kept(pending), rbp=read64(rbp)), False)
+            if name == "error_entry" and read(pc - 10, 2) == b"\x41\x5c":
+                return self.saved(pending, pc, sp)  # in 5.10 it pops its return address before it calls sync_regs
+            if read(pc - 5, 1) != b"\xe8" or name == "error_entry":
                 return None
             return self.saved(pending, pc, sp)
         if read(pc - 5, 1) == b"\xe8" and pc + struct.unpack("<i", read(pc - 4, 4))[0] & MASK == self.to_user and \
-                function_at(pc)[0] == "ret_from_fork":
+                function_at(pc)[0] == self.fork == "ret_from_fork":
             return self.saved(pending, pc, sp)  # a new task, on its way to user mode
+        if read(pc - 6, 6) == b"\xe8\x01\x00\x00\x00\xcc":
+            # A thunk of an indirect call: behind a call that leaves an address for "mov
+            # %reg,(%rsp)" to replace (arch/x86/lib/retpoline.S:RETPOLINE). It is jumped to.
+            return self.caller(pending, read64(sp + 8), sp + 16, self.kept(pending), False)
         if sp & 0xfff == 0xff8 and self.on_other_stack(pc):
             return self.same(pending, pc, read64(sp), False)
         code = read(pc - 1, 2)
@@ -179,17 +194,19 @@ STARTS = {"asm_sysvec_apic_timer_interrupt": 0, "asm_exc_page_fault": 8, "asm_co
           "entry_SYSCALL_64": SYSCALL}
 
 # Where stacks begin. Assembly too, so gdb would go on.
-BOTTOMS = ("ret_from_fork", "secondary_startup_64", "secondary_startup_64_no_verify")
+BOTTOMS = ("secondary_startup_64", "secondary_startup_64_no_verify", "common_startup_64")
 
-# Functions that are called often, to begin with. What stops show is added.
+# Functions that are called often, to begin with, of Linux 5.10 to 7.2. What stops show is
+# added.
 FIRST = {
     "kernel": ["ksys_write", "kernel_clone", "do_exit", "handle_mm_fault", "schedule", "vfs_read", "do_filp_open",
-               "mmput", "clear_page_erms", "memcpy_erms", "copy_user_enhanced_fast_string"],
-    "interrupt": ["hrtimer_interrupt", "scheduler_tick", "tick_sched_timer", "handle_softirqs", "rcu_core",
-                  "run_timer_softirq", "irqentry_enter", "__common_interrupt"],
+               "mmput", "clear_page_erms", "memcpy_erms", "copy_user_enhanced_fast_string", "rep_movs_alternative"],
+    "interrupt": ["hrtimer_interrupt", "scheduler_tick", "sched_tick", "tick_sched_timer", "tick_nohz_handler",
+                  "handle_softirqs", "__do_softirq", "rcu_core", "run_timer_softirq", "irqentry_enter",
+                  "__common_interrupt", "handle_edge_irq"],
     "exception": ["do_user_addr_fault", "exc_page_fault", "filemap_map_pages", "do_anonymous_page", "sync_regs",
                   "do_wp_page"],
-    "module": ["loop_queue_rq", "lo_complete_rq", "dummy_xmit", "loop_process_work", "lo_rw_aio",
+    "module": ["loop_queue_rq", "lo_complete_rq", "dummy_xmit", "loop_process_work", "loop_queue_work", "lo_rw_aio",
                "virtqueue_add_outbuf", "vring_interrupt", "vm_interrupt", "put_chars", "vm_notify"],
     "entry": list(STARTS),
 }
@@ -217,7 +234,7 @@ def gdb_frames(gaps):
             older = f.older()
         except gdb.error as e:
             return out, str(e)
-        if out and out[-1] not in gaps.regs and function_at(f.pc() - 1)[0] in BOTTOMS:
+        if out and out[-1] not in gaps.regs and function_at(f.pc() - 1)[0] in (gaps.fork,) + BOTTOMS:
             break
         f = older
     return out, ""
@@ -295,8 +312,8 @@ class Stops:
             raise gdb.GdbError("L2 has died")
         # The kernel's tables take error_entry and the entry that called it as one function,
         # once it has saved the registers: calling.h:PUSH_AND_CLEAR_REGS.
-        for i, (pc, _) in enumerate(frames[1:-1], 1):
-            if self.gaps.is_entry(pc) and function_at(pc)[0] == "error_entry":
+        for i, (pc, sp) in enumerate(frames[1:-1], 1):
+            if self.gaps.is_entry(pc) and function_at(pc)[0] == "error_entry" and (pc, sp) not in self.gaps.regs:
                 del frames[i + 1]
                 break
         return frames, error
