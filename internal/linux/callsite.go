@@ -53,6 +53,38 @@ func (u *Unwinder) byCallSite(e orc.Entry, s orc.State) (next orc.State, guess, 
 	return next, true, ok
 }
 
+// byRegister finds the caller of the innermost frame where no return address stands at the
+// place that the tables say: error_entry has its own in a register while it pushes the
+// others (Linux 6.1 arch/x86/entry/calling.h:PUSH_REGS, save_ret), and what is there instead
+// may look like anything. A register with an address behind a call of this very function
+// has it.
+func (u *Unwinder) byRegister(e orc.Entry, s orc.State) (next orc.State, ok bool) {
+	pc, _ := s.Get(orc.IP)
+	if !s.Exact || e.Type != orc.Call {
+		return next, false
+	}
+	cfa, err := e.CFA(s, u.k.space)
+	if err != nil {
+		return next, false
+	}
+	w, err := mem.VirtUint64(u.k.space, mem.Virt(cfa-8))
+	if err != nil {
+		return next, false
+	}
+	if _, isReturn := u.callBefore(w); isReturn {
+		return next, false
+	}
+	place, known := u.k.Symbolize(mem.Virt(pc))
+	for reg := orc.R15; known && reg <= orc.DI; reg++ {
+		if w, ok := s.Get(reg); ok {
+			if target, isReturn := u.callBefore(w); isReturn && target == pc-place.Offset {
+				return u.returnTo(e, s, cfa-8, w)
+			}
+		}
+	}
+	return next, false
+}
+
 // savedRegisters corrects the entry of a return address behind which nothing but what the
 // hardware pushed is said to be on the stack. Entry code calls there what makes a whole
 // struct pt_regs of that, which ends where the stack pointer is after it returned, and

@@ -130,3 +130,37 @@ func TestUnwindSavedRegisters(t *testing.T) {
 		})
 	}
 }
+
+// TestUnwindByRegister: a function that has its return address in a register meanwhile.
+func TestUnwindByRegister(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		target        uint64 // of the call in front of what is in the register
+		there, caller uint64
+	}{
+		{"a null pointer in its place", fnLeaf, 0, fnFrame + 0x20},
+		{"a number", fnLeaf, 0x5d9cd3, fnFrame + 0x20},
+		{"an address of the kernel", fnLeaf, fnBody + 0x40, fnFrame + 0x20},
+		{"a return address", fnLeaf, fnBody + 0x20, fnBody + 0x20},
+		{"the register is of another call", fnNone, fnBody + 0x40, fnBody + 0x40},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, stack := newStackFake(t)
+			s.symbols["fn_leaf"] = fnLeaf
+			k := s.find()
+			if _, err := k.Symbols(); err != nil { // the fake has them where its code would be
+				t.Fatal(err)
+			}
+			s.call(tt.target, fnFrame+0x20)
+			s.call(fnNone, fnBody+0x20)
+			copy(s.ram[s.physOf(fnBody+0x40-7):], make([]byte, 7)) // no call
+			stack.put64(0, tt.there)
+			regs := cpuAt(fnLeaf+4, stack.va, 0)
+			regs.Set("rsi", fnFrame+0x20)
+			got, _ := k.Unwinder().CPU(regs) // what is behind the caller is not there
+			if len(got) < 2 || got[1].PC != mem.Virt(tt.caller) || got[1].SP != mem.Virt(stack.va+8) {
+				t.Errorf("%+v, want a caller at %#x", got, tt.caller)
+			}
+		})
+	}
+}

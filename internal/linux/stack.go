@@ -195,6 +195,9 @@ func (u *Unwinder) walk(s orc.State) ([]Frame, error) {
 		e, known := u.entry(mem.Virt(pc))
 		if len(out) > 1 {
 			e = u.savedRegisters(e, &s, out[len(out)-2].PC)
+		} else if caller, ok := u.byRegister(e, s); ok {
+			s = caller
+			continue
 		}
 		next, err := orc.Step(e, s, u.k.space)
 		if known && errors.Is(err, orc.ErrUndefined) {

@@ -103,9 +103,7 @@ type unwindRun struct {
 // in the last instructions before user mode and the first behind it they say that the
 // stack ends, so the frame of user mode is not there. What is left of the share that
 // need not agree is for assembly that pushes something, such as __switch_to_asm: gdb
-// takes what is on top of the stack for the return address. And for the first pushes of
-// error_entry, which has its own return address in a register meanwhile, where neither
-// gdb nor the tables look for it.
+// takes what is on top of the stack for the return address.
 //
 // Of other kernels it is asked with -unwind.
 func TestUnwindStops(t *testing.T) {

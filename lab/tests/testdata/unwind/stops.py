@@ -368,8 +368,10 @@ class Stops:
         if pc not in self.gaps.starts and pc not in self.places["entry"]:
             return
         steps = self.random.randint(0, 45)
-        if steps > 0:
-            gdb.execute("stepi %d" % steps, to_string=True)
+        for _ in range(steps):
+            gdb.execute("stepi", to_string=True)
+            if int(gdb.parse_and_eval("(unsigned long)$rip")) & MASK < KERNEL:
+                return  # what comes next was interrupted elsewhere
         regs = [int(gdb.parse_and_eval("(unsigned long)$" + r)) & MASK for r in ("rip", "rsp")]
         if not self.gaps.is_entry(regs[0]):
             return
