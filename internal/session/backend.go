@@ -81,6 +81,8 @@ type Resumption struct {
 	Others bool // the other CPUs run while Step executes its instruction
 	// Frozen CPUs stand still whatever the others do.
 	Frozen []int
+	// Already says that somebody else has let the machine run: there is only to wait.
+	Already bool
 }
 
 // Event is why the machine stopped.

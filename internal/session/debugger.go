@@ -18,6 +18,8 @@ type Debugger struct {
 
 	stub       Stub // nil while nothing is attached
 	wasRunning bool // when the stub was taken
+	// runsAlready says that somebody else has let it run, behind the stub's back.
+	runsAlready bool
 
 	traps    traps
 	attached map[int]string // machine names by process number
@@ -87,6 +89,10 @@ func (d *Debugger) Release(ctx context.Context) error {
 	d.ExpectStop(ctx) // it may run, and is stopped to clear the traps
 	d.awaitExpected(ctx)
 	clear(d.attached)
+	if d.runsAlready { // nothing can be told to the stub but to stop, which Close does
+		d.runsAlready, d.traps = false, newTraps()
+		return errors.Join(stub.Resume(ctx, Resumption{Step: -1, Already: true}), stub.Close(ctx, true))
+	}
 	cleared := d.traps.clearAll(ctx, stub)
 	if err := stub.Close(ctx, d.wasRunning); err != nil {
 		return errors.Join(cleared, err)

@@ -30,8 +30,10 @@ type goal struct {
 
 // Continue lets everything run until something belongs to the person.
 func (d *Debugger) Continue(ctx context.Context) (*Stop, error) {
-	if err := d.traps.sync(ctx, d.stub); err != nil {
-		return nil, err
+	if !d.runsAlready {
+		if err := d.traps.sync(ctx, d.stub); err != nil {
+			return nil, err
+		}
 	}
 	stop, err := d.run(ctx, nil)
 	if err != nil {
@@ -89,7 +91,7 @@ func (d *Debugger) run(ctx context.Context, g *goal) (*Stop, error) {
 // resume runs and waits, and turns an interrupt that came in between into an
 // event of its own.
 func (d *Debugger) resume(ctx context.Context, how Resumption) (Event, error) {
-	how.Frozen = d.frozen
+	how.Frozen, how.Already, d.runsAlready = d.frozen, d.runsAlready, false
 	if err := d.stub.Resume(ctx, how); err != nil {
 		return Event{}, err
 	}
