@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -25,6 +26,7 @@ type watchOptions struct {
 	hang  time.Duration
 	lines int
 	hold  bool
+	trap  bool
 	watch watch.Options
 }
 
@@ -46,9 +48,16 @@ prints what happened, the backtraces of every layer and the last lines of every 
 
 Kernels are watched by their own logs in memory, ten times a second, without a stop; the
 machine is stopped only to be kept, and runs on. While L1 is no Linux, guests are looked
-for once a minute, which stops it for a millisecond. There is no breakpoint on panic: it
-would need QEMU's gdbstub, which then is nobody else's, and each hit in another layer
-stops the machine.
+for once a minute, which stops it for a millisecond.
+
+A guest that reboots at once when it panics, or that ends with a triple fault, can be gone
+before its log is read. --trap holds QEMU's gdbstub, with a breakpoint on panic in every
+kernel, and in L1 on KVM's function for a guest's CPU that has shut down. The machine is
+kept as it stands there, before the panic is in the log. That costs a stop of some
+milliseconds whenever a kernel comes or goes, and under QEMU's emulation the code on the
+pages of the breakpoints is slower. The gdbstub serves one client: gdb, "nestdbg gdb" and
+"nestdbg serve" have to wait for the watch's end; and if somebody else has it, the watch
+goes on without, until it is free.
 
 QEMU's events come over its QMP socket, which is held for them and left to whoever else
 wants it. QEMU says RESET when the machine is reset already, and ends with a machine that
@@ -74,6 +83,7 @@ file's name; and the watch waits for the next QEMU that -t describes. With a PID
 	f.IntVar(&o.keep, "keep", 10, "how many of the watch's own to keep there, the newest; 0 for all")
 	f.DurationVar(&o.hang, "hang-after", 30*time.Second, "how long a machine may make no progress")
 	f.IntVar(&o.lines, "lines", 15, "lines of each log that are printed")
+	f.BoolVar(&o.trap, "trap", false, "hold QEMU's gdbstub, with a breakpoint on panic in every kernel and on KVM's end of a guest's CPU")
 	f.BoolVar(&o.hold, "hold", false, "make QEMU stop its machine, where it would reset it or end, until it is kept")
 	return c
 }
@@ -90,6 +100,9 @@ func (o *watchOptions) check() (err error) {
 	o.watch.HangAfter = o.hang
 	if o.watch.Classes, err = watch.ParseClasses(o.on); err != nil {
 		return usageError{err}
+	}
+	if o.trap && !slices.Contains(o.watch.Classes, watch.Crash) {
+		return usagef("--trap is for crashes, and --on %s leaves them out", o.on)
 	}
 	return nil
 }
@@ -184,6 +197,7 @@ type watching struct {
 	busy    time.Time     // until then nothing is asked
 	blind   time.Duration // between looks, while no kernel is known
 	stands  int           // steps in a row in which the machine stood, and why was not known
+	trap    *trapper      // nil without --trap
 }
 
 const (
@@ -208,6 +222,10 @@ func (w *watching) run(ctx context.Context) error {
 		return err
 	}
 	defer w.letGo()
+	if w.opt.trap {
+		w.trap = newTrapper(w)
+	}
+	defer w.trap.letGo()
 	for ctx.Err() == nil {
 		found, err := w.step(ctx)
 		if errors.Is(err, session.ErrGone) {
@@ -224,6 +242,7 @@ func (w *watching) run(ctx context.Context) error {
 		if err := w.happened(ctx, found, false); err != nil {
 			return err
 		}
+		w.trap.resume(ctx)
 		if err := w.goOn(ctx); err != nil {
 			return err
 		}
@@ -238,7 +257,8 @@ func (w *watching) step(ctx context.Context) (found []watch.Incident, err error)
 		case <-ctx.Done():
 		case <-time.After(watchEvery):
 		}
-		return w.readLogs(), nil
+		trapped, err := w.trap.found(ctx)
+		return append(w.readLogs(), trapped...), err
 	}
 	defer func() {
 		if target.IsBusy(err) {
@@ -249,7 +269,9 @@ func (w *watching) step(ctx context.Context) (found []watch.Incident, err error)
 	w.deaf = heard.Missed
 	// What a kernel says goes before what QEMU says of it, also when QEMU is gone: its
 	// memory is still mapped here.
-	found = append(w.readLogs(), w.events(heard)...)
+	trapped, trapErr := w.trap.found(ctx)
+	err = errors.Join(err, trapErr)
+	found = append(append(w.readLogs(), trapped...), w.events(heard)...)
 	if errors.Is(err, session.ErrGone) || target.IsBusy(err) || time.Now().Before(w.nextDue) {
 		return found, err
 	}

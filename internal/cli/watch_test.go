@@ -87,7 +87,7 @@ func TestWatchOptions(t *testing.T) {
 	}
 	for name, bad := range map[string]watchOptions{
 		"no directory": {on: "crash", hang: 1e9}, "class": {on: "x", save: "x", hang: 1e9}, "keep": {on: "crash", save: "x", hang: 1e9, keep: -1},
-		"hang": {on: "crash", save: "x"},
+		"hang": {on: "crash", save: "x"}, "trap": {on: "hang,reset", save: "x", hang: 1e9, trap: true},
 	} {
 		if err := bad.check(); !isUsage(err) {
 			t.Errorf("%s: %v", name, err)

@@ -112,7 +112,7 @@ func (w *watching) look(ctx context.Context) ([]watch.Incident, error) {
 		}
 	}
 	w.known = true
-	return append(found, w.watcher.Look(time.Now(), running, seen)...), nil
+	return append(found, w.watcher.Look(time.Now(), running, seen)...), w.trap.place(ctx, running, tower)
 }
 
 // faults adds the guests of m of which KVM has told the VMM that they have shut down, by
@@ -142,7 +142,7 @@ func (w *watching) seen(m *machine.Machine, faulted map[uint64]bool) watch.Machi
 		out.Faulted = "its VMM's kvm_run"
 	}
 	for _, c := range m.CPUs {
-		if c.State == machine.Parked && c.Why == shutDown {
+		if isShutDown(c) {
 			out.Faulted = "its control block"
 		}
 	}
@@ -170,8 +170,11 @@ func (w *watching) seen(m *machine.Machine, faulted map[uint64]bool) watch.Machi
 	return out
 }
 
-// shutDown is the exit of a CPU that has shut down, in the manual's word.
-const shutDown = "shutdown"
+// isShutDown reports whether a CPU has shut down, by the reason for its exit in the
+// words of AMD's manual and of Intel's.
+func isShutDown(c *machine.CPU) bool {
+	return c.State == machine.Parked && (c.Why == "shutdown" || c.Why == "triple fault")
+}
 
 // seenCPU is what a look shows of a CPU. One that waits was last seen to execute HLT;
 // whether it takes interrupts is believed if its flags are known.

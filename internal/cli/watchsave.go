@@ -59,7 +59,8 @@ func (w *watching) happened(ctx context.Context, found []watch.Incident, gone bo
 func (w *watching) keepMachine(ctx context.Context, dir string, gone bool) (*snapshot.Manifest, error) {
 	why := errors.New("QEMU had ended")
 	if !gone {
-		m, err := w.live.Save(ctx, dir, target.SaveOptions{Expect: w.session.ExpectStop})
+		m, err := w.live.Save(ctx, dir, target.SaveOptions{Expect: w.session.ExpectStop, Stood: w.trap.stood(ctx)})
+		w.trap.resume(ctx)
 		if err == nil || ctx.Err() != nil || errors.Is(err, syscall.ENOSPC) {
 			return m, err
 		}

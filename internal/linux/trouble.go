@@ -143,6 +143,29 @@ func troubleOf(text string) (TroubleKind, bool) {
 	return Oops, dieHeader.MatchString(text)
 }
 
+// LastCall is a function that a kernel calls when something is over.
+type LastCall struct {
+	Function string
+	Addr     mem.Virt
+	// Guest says that it is a guest's CPU that is over, by a triple fault most often:
+	// the function is KVM's, and resets the CPU. Else it is the kernel itself.
+	Guest bool
+}
+
+// LastCalls are those of a kernel, as far as it has them.
+func (k *Kernel) LastCalls() (out []LastCall) {
+	add := func(name string, guest bool) {
+		if at, ok := k.Lookup(name); ok {
+			out = append(out, LastCall{name, at, guest})
+		}
+	}
+	add("panic", false)
+	for _, name := range k.layout.kvmShutDown {
+		add(name, true)
+	}
+	return out
+}
+
 // PanicCPU is the CPU that is in panic(), by the kernel's number; ok is false if none
 // is, or if the kernel does not tell.
 func (k *Kernel) PanicCPU() (cpu int, ok bool) {

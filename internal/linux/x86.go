@@ -45,6 +45,8 @@ type layout struct {
 	kvmDebugRegs []string
 	// kvmEntry are the functions that enter a guest and leave it.
 	kvmEntry []string
+	// kvmShutDown are the functions for a guest's CPU that has shut down.
+	kvmShutDown []string
 }
 
 type savedRegister struct{ member, register string }
@@ -96,4 +98,6 @@ var x86 = layout{
 	kvmDebugRegs: []string{"dr0", "dr1", "dr2", "dr3"},
 	// Linux 6.1 arch/x86/kvm/svm/vmenter.S and vmx/vmenter.S; vmx_vmenter before 6.0.
 	kvmEntry: []string{"__svm_vcpu_run", "__svm_sev_es_vcpu_run", "__vmx_vcpu_run", "vmx_vmexit", "vmx_vmenter"},
+	// Linux 6.1 arch/x86/kvm/svm/svm.c and vmx/vmx.c.
+	kvmShutDown: []string{"shutdown_interception", "handle_triple_fault"},
 }

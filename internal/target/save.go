@@ -14,6 +14,9 @@ type SaveOptions struct {
 	Live bool
 	// Expect is told before a running machine is stopped.
 	Expect func(context.Context)
+	// Stood is since when a machine that ran stands for this, by whoever asks; zero if
+	// nobody stopped it.
+	Stood time.Time
 	// Progress is told bytes done and in all, from several goroutines; nil: nobody asks.
 	Progress func(done, all uint64)
 }
@@ -36,6 +39,9 @@ func (l *Live) Save(ctx context.Context, dir string, opt SaveOptions) (m *snapsh
 		opt.Expect(ctx)
 	}
 	begin := time.Now()
+	if !opt.Stood.IsZero() {
+		begin = opt.Stood
+	}
 	resume := func() error { return nil }
 	if running && !opt.Live {
 		if resume, err = l.Pause(ctx); err != nil {
@@ -51,14 +57,14 @@ func (l *Live) Save(ctx context.Context, dir string, opt SaveOptions) (m *snapsh
 	switch {
 	case err != nil:
 		return nil, err
-	case !running:
+	case !running && opt.Stood.IsZero():
 		stopped = 0
 	case !opt.Live:
 		stopped = time.Since(begin)
 	}
 	return w.Commit(snapshot.Manifest{
 		Created: time.Now().UTC().Truncate(time.Second), Machine: l.kept(),
-		Live: opt.Live && running, WasRunning: running, StoppedSeconds: stopped.Seconds(),
+		Live: opt.Live && running, WasRunning: running || !opt.Stood.IsZero(), StoppedSeconds: stopped.Seconds(),
 	}, devices)
 }
 

@@ -175,6 +175,26 @@ func (w *Watcher) trouble(name string, s *state, kind linux.TroubleKind, text st
 	return []Incident{i}
 }
 
+// Panics takes that a machine is about to panic, before it says so.
+func (w *Watcher) Panics(name string) []Incident {
+	w.of(name).word = "its panic"
+	return w.end(Incident{Class: Crash, Machine: name,
+		What: "has called panic, and stands at the first instruction of that: its stack says why, its log not yet"})
+}
+
+// ShutsDown takes that a CPU of a machine has shut down and that its hypervisor is about
+// to deal with it.
+func (w *Watcher) ShutsDown(name string) []Incident {
+	w.of(name).word = "a triple fault"
+	return w.end(Incident{Class: Crash, Machine: name, What: "has shut down its CPU, as after a triple fault, and its hypervisor has not dealt with it yet"})
+}
+
+// Over reports whether the end of a machine was an incident already.
+func (w *Watcher) Over(name string) bool {
+	s := w.machines[name]
+	return s != nil && s.over
+}
+
 func firstLine(text string) string {
 	line, _, _ := strings.Cut(text, "\n")
 	return line

@@ -297,6 +297,28 @@ func TestHangOtherwise(t *testing.T) {
 	})
 }
 
+// TestLastCalls: a machine that was met at its last call has ended once, whatever its log
+// and the looks say after that.
+func TestLastCalls(t *testing.T) {
+	s := newStory(t, all...)
+	s.at(1, machine("l1", "a", 1, "r"), machine("vm0", "b", 1, "r"), machine("vm1", "b", 1, "r"))
+	s.note(s.w.Panics("vm0"))
+	if !s.w.Over("vm0") || s.w.Over("vm1") || s.w.Over("vm2") {
+		t.Error("it does not know what is over")
+	}
+	s.log("vm0", true, panicLine)
+	s.note(s.w.ShutsDown("vm1"))
+	down := machine("vm1", "b", 1, "r")
+	down.Faulted = "its control block"
+	s.at(1, machine("l1", "a", 2, "r"), down)
+	s.at(1, machine("l1", "a", 3, "r"))
+	s.at(1, machine("l1", "a", 4, "r"))
+	s.want("crash vm0", "crash vm1")
+	s = newStory(t, Hang)
+	s.note(append(s.w.Panics("vm0"), s.w.ShutsDown("vm1")...))
+	s.want()
+}
+
 func count(i int) uint64 { return uint64(i) }
 
 // stands is a clock that goes and then does not.

@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -279,4 +280,76 @@ func watchNothing(t *testing.T) {
 	if left := entries(t, w.dir); len(left) != 0 || runState(t, l) != "shutdown" {
 		t.Errorf("kept are %v, the machine is %s", left, runState(t, l))
 	}
+}
+
+// TestWatchTrap: guests that are gone at once are kept as they were at their last call:
+// one that reboots when it panics, and one that ends with a triple fault, which no log
+// tells of; the VMM ends with each. Meanwhile somebody else stops and resumes the machine,
+// and in the end the gdbstub is free and the machine runs.
+func TestWatchTrap(t *testing.T) {
+	l := ownLab(t, lab.Options{Name: *prefix + "-trap", VMAppend: "panic=-1", VMs: 2})
+	name := look(t, l).names(t, l)
+	w := watchLab(t, l, "--trap")
+	breakpoints := func(list string, times int) {
+		t.Helper()
+		eventually(t, "breakpoints are at "+list, commandLimit, func() bool {
+			return strings.Count(w.out.String(), "breakpoints are at: "+list+`"`) >= times
+		})
+	}
+	breakpoints("l1 panic, l1 shutdown_interception, vm0 panic, vm1 panic", 1)
+	for range 2 {
+		qmpCommand(t, l, "stop")
+		time.Sleep(time.Second)
+		if got := runState(t, l); got != "paused" {
+			t.Errorf("stopped by somebody else, the machine is %s", got)
+		}
+		qmpCommand(t, l, "cont")
+		time.Sleep(time.Second)
+	}
+	suite.crashed[l] = true
+	panics, faults := name["vm0"].Name, name["vm1"].Name
+	ask(t, l, "vm0", "crash")
+	n := w.incident(t, "crash", panics, time.Time{})
+	if !strings.Contains(n.Incidents[0].What, "has called panic") || n.Error != "" {
+		t.Errorf("%+v", n)
+	}
+	stacks := kept(t, n.Saved, "-m", panics, "bt", "--all")
+	begin := strings.Index(stacks, " panic+0x0")
+	checkFrames(t, stacks[max(0, begin):], " panic+0x0", " sysrq_handle_crash+", " write_sysrq_trigger+", " vfs_write+", "user mode")
+	l1Says(t, l, "vm list", "vm0 ended") // it goes on, however often the guest's CPU shuts down
+	l1Says(t, l, "vm list", "vm1 running")
+	breakpoints("l1 panic, l1 shutdown_interception, "+faults+" panic", 2) // it rests meanwhile
+	ctx, cancel := context.WithTimeout(t.Context(), askLimit)
+	defer cancel()
+	_, _ = l.Ask(ctx, "vm1", "exec echo b > /proc/sysrq-trigger") // who is gone does not answer
+	n = w.incident(t, "crash", faults, time.Time{})
+	if !strings.Contains(n.Incidents[0].What, "as after a triple fault") || n.Error != "" {
+		t.Errorf("%+v", n)
+	}
+	if text := kept(t, n.Saved, "-m", faults, "bt"); !strings.Contains(text, "emergency_restart") {
+		t.Errorf("the stack of what faulted is\n%s", text)
+	}
+	l1Says(t, l, "vm list", "vm1 ended")
+	breakpoints("l1 panic", 1)
+	w.signal(syscall.SIGINT)
+	if status := w.waitExit(endLimit); status != 0 || w.errOut.String() != "" {
+		t.Errorf("the watch ended with %d, %s", status, w.errOut)
+	}
+	if got := runState(t, l); got != "running" {
+		t.Errorf("the machine is left %s", got)
+	}
+	if r := nestdbg(t, on(l, "gdb", "--", "-nx", "-batch", "-ex", "info threads")...); r.status != 0 || !strings.Contains(r.stdout, "l1 CPU 0") {
+		t.Errorf("gdb afterwards: %+v", r)
+	}
+}
+
+// l1Says waits until L1's agent answers with a text.
+func l1Says(t *testing.T, l *lab.Lab, request, want string) {
+	t.Helper()
+	eventually(t, "L1 says "+want, commandLimit, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), commandLimit)
+		defer cancel()
+		answer, err := l.Ask(ctx, "l1", request)
+		return err == nil && strings.Contains(string(answer), want)
+	})
 }
