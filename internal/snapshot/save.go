@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -85,7 +87,7 @@ func (w *Writer) CopyRAM(ctx context.Context, ram RAM, progress func(done, all u
 		return err
 	}
 	w.sums = make([]byte, 4*w.m.chunks())
-	c := &copying{w: w, ram: ram, populated: ram.PopulatedRanges(), progress: progress,
+	c := &copying{w: w, ram: ram, populated: apart(ram.PopulatedRanges()), progress: progress,
 		zeroSum: crc32.Checksum(make([]byte, chunkSize), castagnoli)}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -106,7 +108,7 @@ func (w *Writer) CopyRAM(ctx context.Context, ram RAM, progress func(done, all u
 type copying struct {
 	w         *Writer
 	ram       RAM
-	populated []mem.Range
+	populated []mem.Range // ascending, and apart from each other
 	progress  func(done, all uint64)
 	zeroSum   uint32        // of a chunk of zeros
 	next      atomic.Uint64 // the chunk that nobody has begun
@@ -145,48 +147,54 @@ func (c *copying) work(ctx context.Context) error {
 	}
 }
 
-// populatedIn reports whether some of the bytes at an offset of the file to be may not
-// be zero.
-func (c *copying) populatedIn(offset, n uint64) bool {
-	for _, r := range c.w.m.Ranges {
+// spansAt calls do for the parts of physical memory that n bytes at an offset of the
+// file to be are of, each with its offset, until do returns false.
+func (c *copying) spansAt(offset, n uint64, do func(span mem.Range, offset uint64) bool) {
+	ranges := c.w.m.Ranges
+	first, _ := slices.BinarySearchFunc(ranges, offset, func(r Range, at uint64) int {
+		return cmp.Compare(r.Offset+(r.Last-r.First), at) // its last byte
+	})
+	for _, r := range ranges[first:] {
 		from, to := max(r.Offset, offset), min(r.Offset+(r.Last-r.First+1), offset+n)
-		if from >= to {
-			continue
-		}
-		span := mem.Range{First: r.First + (from - r.Offset), Last: r.First + (to - r.Offset) - 1}
-		for _, p := range c.populated {
-			if p.First <= span.Last && span.First <= p.Last {
-				return true
-			}
+		if from >= to || !do(mem.Range{First: r.First + (from - r.Offset), Last: r.First + (to - r.Offset) - 1}, from) {
+			return
 		}
 	}
-	return false
+}
+
+// populatedFrom are the populated ranges that are not all before an address.
+func (c *copying) populatedFrom(addr uint64) []mem.Range {
+	i, _ := slices.BinarySearchFunc(c.populated, addr, func(p mem.Range, at uint64) int { return cmp.Compare(p.Last, at) })
+	return c.populated[i:]
+}
+
+// populatedIn reports whether some of the bytes at an offset of the file to be may not
+// be zero.
+func (c *copying) populatedIn(offset, n uint64) (some bool) {
+	c.spansAt(offset, n, func(span mem.Range, _ uint64) bool {
+		rest := c.populatedFrom(span.First)
+		some = len(rest) > 0 && rest[0].First <= span.Last
+		return !some
+	})
+	return some
 }
 
 // read fills chunk with what is at offset of the file to be: what is populated
 // from memory, the rest with zeros.
-func (c *copying) read(chunk []byte, offset uint64) error {
+func (c *copying) read(chunk []byte, offset uint64) (err error) {
 	clear(chunk)
-	for _, r := range c.w.m.Ranges {
-		size := r.Last - r.First + 1
-		if r.Offset+size <= offset || r.Offset >= offset+uint64(len(chunk)) {
-			continue
-		}
-		from := max(r.Offset, offset)
-		to := min(r.Offset+size, offset+uint64(len(chunk)))
-		span := mem.Range{First: r.First + (from - r.Offset), Last: r.First + (to - r.Offset) - 1}
-		if err := c.readSpan(chunk[from-offset:to-offset], span); err != nil {
-			return err
-		}
-	}
-	return nil
+	c.spansAt(offset, uint64(len(chunk)), func(span mem.Range, from uint64) bool {
+		err = c.readSpan(chunk[from-offset:][:span.Size()], span)
+		return err == nil
+	})
+	return err
 }
 
 // readSpan reads the populated parts of span into b, which is as long as span.
 func (c *copying) readSpan(b []byte, span mem.Range) error {
-	for _, p := range c.populated {
-		if p.Last < span.First || p.First > span.Last {
-			continue
+	for _, p := range c.populatedFrom(span.First) {
+		if p.First > span.Last {
+			break
 		}
 		first, last := max(p.First, span.First), min(p.Last, span.Last)
 		part := b[first-span.First : last-span.First+1]
@@ -195,6 +203,20 @@ func (c *copying) readSpan(b []byte, span mem.Range) error {
 		}
 	}
 	return nil
+}
+
+// apart sorts ranges and joins those that overlap.
+func apart(ranges []mem.Range) []mem.Range {
+	slices.SortFunc(ranges, func(a, b mem.Range) int { return cmp.Compare(a.First, b.First) })
+	out := ranges[:0]
+	for _, r := range ranges {
+		if n := len(out); n > 0 && r.First <= out[n-1].Last {
+			out[n-1].Last = max(out[n-1].Last, r.Last)
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
 }
 
 var zeroPage [pageSize]byte
