@@ -75,7 +75,25 @@ func makeFile(path string, force bool, fill func(*os.File) error) (err error) {
 	if err := errors.Join(fill(f), f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return moveTo(f.Name(), path, force)
+	if err := moveTo(f.Name(), path, force); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir brings the names in a directory to the disk, if its file system has a way.
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil // it may be written and not read
+	}
+	if err != nil {
+		return err
+	}
+	if err = d.Sync(); errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) {
+		err = nil
+	}
+	return errors.Join(err, d.Close())
 }
 
 // checkFree refuses early what moveTo would refuse after the work.

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
 	"nestdbg/internal/mem"
 )
 
@@ -36,6 +38,7 @@ type RAM interface {
 // Commit; Abort removes it, and does nothing after Commit.
 type Writer struct {
 	dir, temp string
+	own       *os.File // temp, locked
 	ram       *os.File
 	sums      []byte
 	stored    atomic.Uint64
@@ -50,11 +53,18 @@ func Create(dir string) (*Writer, error) {
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	temp, err := os.MkdirTemp(filepath.Dir(dir), "."+filepath.Base(dir)+".incomplete-") // mode 0700: it holds memory
+	temp, err := os.MkdirTemp(filepath.Dir(dir), "."+filepath.Base(dir)+incomplete) // mode 0700: it holds memory
 	if err != nil {
 		return nil, err
 	}
 	w := &Writer{dir: dir, temp: temp}
+	if w.own, err = os.Open(temp); err == nil && lock(w.own) == errLocked {
+		err = fmt.Errorf("%s: somebody removes it", temp)
+	}
+	if err != nil {
+		w.Abort()
+		return nil, err
+	}
 	if w.ram, err = os.OpenFile(filepath.Join(temp, ramFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
 		w.Abort()
 		return nil, err
@@ -71,6 +81,9 @@ func (w *Writer) Abort() {
 		w.ram.Close()
 	}
 	os.RemoveAll(w.temp)
+	if w.own != nil {
+		w.own.Close()
+	}
 	w.temp = ""
 }
 
@@ -269,11 +282,34 @@ func (w *Writer) Commit(m Manifest, devices []byte) (*Manifest, error) {
 			return nil, err
 		}
 	}
+	if err := syncDir(w.own); err != nil {
+		return nil, err
+	}
 	if err := os.Rename(w.temp, w.dir); err != nil {
 		return nil, err
 	}
 	w.temp = ""
-	return &m, nil
+	return &m, errors.Join(w.own.Close(), syncParent(w.dir))
+}
+
+// syncParent brings the name of a file or directory to the disk.
+func syncParent(path string) error {
+	d, err := os.Open(filepath.Dir(path))
+	if errors.Is(err, os.ErrPermission) {
+		return nil // it may be written and not read
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(syncDir(d), d.Close())
+}
+
+// syncDir brings the names in a directory to the disk, if its file system has a way.
+func syncDir(d *os.File) error {
+	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
+		return err
+	}
+	return nil
 }
 
 func writeSynced(path string, b []byte) error {

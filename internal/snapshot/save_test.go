@@ -1,8 +1,10 @@
 package snapshot
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"nestdbg/internal/mem"
@@ -63,4 +65,67 @@ func TestPopulatedIn(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestSweep: what a killed writer left goes, and nothing else.
+func TestSweep(t *testing.T) {
+	parent := t.TempDir()
+	writer := func(name string) *Writer {
+		t.Helper()
+		w, err := Create(filepath.Join(parent, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	writes, killed, other := writer("mine-1"), writer("mine-2"), writer("theirs")
+	defer writes.Abort()
+	for _, w := range []*Writer{killed, other} { // as the end of their process would
+		w.own.Close()
+		w.ram.Close()
+	}
+	for _, name := range []string{".mine-3.incomplete-x1", "mine-4.incomplete-1", ".mine-5"} {
+		if err := os.Mkdir(filepath.Join(parent, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := names(t, parent)
+	ours := func(name string) bool { return strings.HasPrefix(name, "mine-") }
+	if err := Sweep(parent, ours); err != nil {
+		t.Error(err)
+	}
+	want := slices.DeleteFunc(before, func(name string) bool { return name == filepath.Base(killed.temp) })
+	if left := names(t, parent); !slices.Equal(left, want) || len(left) != 5 {
+		t.Errorf("left %q, want %q", left, want)
+	}
+	if err := Sweep(filepath.Join(parent, "none"), ours); err == nil {
+		t.Error("no directory and no error")
+	}
+	// What is committed is nobody's to sweep, and no lock of it is left.
+	if err := writes.CopyRAM(t.Context(), newRAM(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := writes.Commit(Manifest{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	d, err := os.Open(filepath.Join(parent, "mine-1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := lock(d); err != nil {
+		t.Error(err)
+	}
+}
+
+func names(t *testing.T, dir string) (out []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out
 }
