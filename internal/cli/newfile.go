@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 
 	"golang.org/x/sys/unix"
 )
@@ -95,6 +96,10 @@ func syncDir(path string) error {
 	}
 	return errors.Join(err, d.Close())
 }
+
+// unfinished is the name that makeFile gives a file at first, with its own in it; a
+// nestdbg that is killed leaves it.
+var unfinished = regexp.MustCompile(`^\.(.+)\.[A-Z2-7]{26}$`)
 
 // checkFree refuses early what moveTo would refuse after the work.
 func checkFree(path string, force bool) error {

@@ -14,6 +14,7 @@ import (
 
 	"nestdbg/internal/report"
 	"nestdbg/internal/session"
+	"nestdbg/internal/snapshot"
 	"nestdbg/internal/target"
 	"nestdbg/internal/watch"
 )
@@ -113,6 +114,9 @@ const findEvery = 500 * time.Millisecond
 // watch watches one QEMU after the other, until ctx ends.
 func (a *app) watch(ctx context.Context, o watchOptions) error {
 	if err := os.MkdirAll(o.save, 0o700); err != nil {
+		return err
+	}
+	if err := snapshot.Sweep(o.save, watchName.MatchString); err != nil {
 		return err
 	}
 	_, err := strconv.Atoi(a.targetSpec)

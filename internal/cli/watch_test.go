@@ -1,11 +1,19 @@
 package cli
 
 import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"nestdbg/internal/report"
 )
 
 // TestPrune: the oldest of a watch's own go, and nothing of anybody else's.
@@ -49,9 +57,10 @@ func TestPrune(t *testing.T) {
 	for _, c := range []struct {
 		keep int
 		want []string
-	}{{0, []string{first, second, third}}, {3, []string{first, second, third}}, {2, []string{second, third}}, {1, []string{third}}} {
-		if err := prune(dir, c.keep); err != nil {
-			t.Error(err)
+	}{{3, []string{first, second, third}}, {2, []string{second, third}}, {1, []string{third}}} {
+		before := len(left())
+		if n, err := prune(dir, c.keep); err != nil || n != before-c.keep {
+			t.Error(n, err)
 		}
 		if got := left(); !slices.Equal(got, c.want) {
 			t.Errorf("keep %d: %v", c.keep, got)
@@ -59,11 +68,64 @@ func TestPrune(t *testing.T) {
 	}
 	// One with something in it that is not ours stays, and it is said.
 	make(first, markFile, "notes.txt")
-	if err := prune(dir, 1); err == nil || !slices.Equal(left(), []string{first, third}) {
+	if n, err := prune(dir, 1); err == nil || n != 0 || !slices.Equal(left(), []string{first, third}) {
 		t.Errorf("%v, left %v", err, left())
 	}
-	if err := prune(filepath.Join(dir, "none"), 1); err == nil {
+	if _, err := prune(filepath.Join(dir, "none"), 1); err == nil {
 		t.Error("no directory and no error")
+	}
+	// What a watch left that was killed while it wrote a report is its own.
+	if err := os.Rename(filepath.Join(dir, first, "notes.txt"), filepath.Join(dir, first, ".report.txt."+rand.Text())); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := prune(dir, 1); err != nil || n != 1 || !slices.Equal(left(), []string{third}) {
+		t.Errorf("%d, %v, left %v", n, err, left())
+	}
+}
+
+// TestMarked: what was kept and cannot be reported on is the watch's all the same, so
+// that --keep holds.
+func TestMarked(t *testing.T) {
+	dir := t.TempDir()
+	saved := filepath.Join(dir, "20260101T000000Z-crash-vm0")
+	if err := os.Mkdir(saved, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(saved, "manifest.json"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := &watching{app: &app{}, opt: watchOptions{save: dir, keep: 1}}
+	r := &report.Watched{Incidents: []report.Incident{{Class: "crash", Machine: "vm0"}}, Saved: saved}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // somebody ends the watch
+	if err := w.finish(ctx, r); err != nil || r.Error == "" {
+		t.Errorf("%v, %+v", err, r)
+	}
+	if text, err := os.ReadFile(filepath.Join(saved, markFile)); err != nil || !strings.Contains(string(text), `"error"`) {
+		t.Errorf("%s, %v", text, err)
+	}
+	if n, err := prune(dir, 0); n != 1 || err != nil {
+		t.Error(n, err)
+	}
+}
+
+// TestNoRoom: on a full disk the oldest goes, once, and nothing beyond --keep.
+func TestNoRoom(t *testing.T) {
+	for _, c := range []struct{ keep, own, tries, left int }{{2, 2, 2, 1}, {1, 1, 2, 0}, {3, 2, 1, 2}, {0, 2, 1, 2}} {
+		dir := t.TempDir()
+		for i := range c.own {
+			d := filepath.Join(dir, fmt.Sprintf("2026010%dT000000Z-crash-vm0", i+1))
+			if err := errors.Join(os.Mkdir(d, 0o700), os.WriteFile(filepath.Join(d, markFile), nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w := &watching{opt: watchOptions{save: dir, keep: c.keep}}
+		tries := 0
+		err := w.withRoom(func() error { tries++; return fmt.Errorf("write: %w", syscall.ENOSPC) })
+		left, _ := os.ReadDir(dir)
+		if !errors.Is(err, syscall.ENOSPC) || tries != c.tries || len(left) != c.left {
+			t.Errorf("%+v: %v after %d tries, left %v", c, err, tries, left)
+		}
 	}
 }
 

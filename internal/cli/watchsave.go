@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,28 +30,70 @@ func (w *watching) happened(ctx context.Context, found []watch.Incident, gone bo
 		r.Incidents = append(r.Incidents, report.Incident{Class: i.Class.String(), Machine: i.Machine, What: i.What, Late: i.Late})
 	}
 	dir := w.freeName(r)
-	m, err := w.keepMachine(ctx, dir, gone)
+	err := w.withRoom(func() error {
+		m, err := w.keepMachine(ctx, dir, gone)
+		if err == nil && m.DevicesLost != "" {
+			r.Error = "it has no registers: " + m.DevicesLost
+		}
+		return err
+	})
 	w.watcher.Stood()
 	if err == nil {
 		r.Saved = dir
-		if m.DevicesLost != "" {
-			r.Error = "it has no registers: " + m.DevicesLost
-		}
-		err = w.describe(ctx, dir, r)
+		err = w.finish(ctx, r)
 	}
-	if err != nil {
-		r.Error = strings.TrimPrefix(r.Error+"; "+err.Error(), "; ")
-	}
+	addError(r, err)
 	if err := w.showLine(r); err != nil {
 		return err
 	}
-	if r.Saved == "" {
+	if r.Saved == "" || w.opt.keep == 0 {
 		return nil
 	}
-	if err := prune(w.opt.save, w.opt.keep); err != nil {
+	if _, err := prune(w.opt.save, w.opt.keep); err != nil {
 		return w.note("remove what is old: %v", err)
 	}
 	return nil
+}
+
+func addError(r *report.Watched, err error) {
+	if err != nil {
+		r.Error = strings.TrimPrefix(r.Error+"; "+err.Error(), "; ")
+	}
+}
+
+// withRoom does what needs room on the disk, and if there is none, once more when the
+// oldest of what was kept has gone, which would have to go then anyway.
+func (w *watching) withRoom(do func() error) error {
+	err := do()
+	if !errors.Is(err, syscall.ENOSPC) || w.opt.keep == 0 {
+		return err
+	}
+	n, pruneErr := prune(w.opt.save, w.opt.keep-1)
+	if n == 0 {
+		return errors.Join(err, pruneErr)
+	}
+	return do() // what could not be removed is said when it is tried again
+}
+
+// finish marks what was kept as the watch's own, before anything can go wrong that would
+// leave it there for ever, and puts the reports beside it.
+func (w *watching) finish(ctx context.Context, r *report.Watched) error {
+	if err := w.withRoom(func() error { return mark(r) }); err != nil {
+		return err
+	}
+	err := w.describe(ctx, r.Saved, r)
+	addError(r, err)
+	bare := *r
+	bare.Report = nil // it is in files of its own
+	addError(r, mark(&bare))
+	return nil
+}
+
+// mark writes what happened into the directory where the machine is kept, whoever wants
+// the watch to end meanwhile.
+func mark(r *report.Watched) error {
+	_, err := writeFile(context.Background(), filepath.Join(r.Saved, markFile), true, func(out io.Writer) error { return report.JSON(out, r) })
+	return err
 }
 
 // keepMachine takes a snapshot, and if QEMU does not let it, of the memory alone.
@@ -96,12 +137,7 @@ func (w *watching) describe(ctx context.Context, dir string, r *report.Watched) 
 		dir, r.Saved = to, to
 	}
 	full.Reason = r.Lines()
-	var mark bytes.Buffer
-	if err := report.JSON(&mark, r); err != nil {
-		return err
-	}
 	for name, write := range map[string]func(io.Writer) error{
-		markFile:      func(out io.Writer) error { _, err := out.Write(mark.Bytes()); return err },
 		"report.txt":  func(out io.Writer) error { full.Text(out); return nil },
 		"report.html": full.HTML,
 	} {
@@ -166,16 +202,17 @@ func freeName(base string) string {
 	}
 }
 
-// watchFiles are all that is in a directory of a watch's own.
+// watchFiles are all that is in a directory of a watch's own, but for what writeFile
+// leaves of one that it was killed at.
 var watchFiles = []string{"manifest.json", "ram", "ram.crc32c", "devices", markFile, "report.txt", "report.html"}
 
-// prune removes all but the newest keep directories of watches, 0 for none. What
-// somebody else put there stays: directories of other names or without the mark, and
-// what is more in one of ours, with an error.
-func prune(dir string, keep int) error {
+// prune removes all but the newest keep directories of watches, and says how many those
+// are. What somebody else put there stays: directories of other names or without the
+// mark, and what is more in one of ours, with an error.
+func prune(dir string, keep int) (removed int, err error) {
 	entries, err := os.ReadDir(dir)
-	if err != nil || keep == 0 {
-		return err
+	if err != nil {
+		return 0, err
 	}
 	var own []string
 	for _, e := range entries {
@@ -189,10 +226,14 @@ func prune(dir string, keep int) error {
 	slices.Sort(own)
 	var errs []error
 	for len(own) > keep {
-		errs = append(errs, removeKept(filepath.Join(dir, own[0])))
+		err := removeKept(filepath.Join(dir, own[0]))
+		if err == nil {
+			removed++
+		}
+		errs = append(errs, err)
 		own = own[1:]
 	}
-	return errors.Join(errs...)
+	return removed, errors.Join(errs...)
 }
 
 // removeKept removes a directory of a watch's own. The mark goes last: what could not
@@ -203,15 +244,19 @@ func removeKept(dir string) error {
 		return err
 	}
 	for _, e := range entries {
-		if !slices.Contains(watchFiles, e.Name()) {
+		name := e.Name()
+		if m := unfinished.FindStringSubmatch(name); m != nil {
+			name = m[1]
+		}
+		if !slices.Contains(watchFiles, name) {
 			return fmt.Errorf("%s stays: %s in it is not the watch's", dir, e.Name())
 		}
 	}
-	for _, name := range watchFiles {
-		if name == markFile {
+	for _, e := range entries {
+		if e.Name() == markFile {
 			continue
 		}
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
