@@ -100,8 +100,9 @@ func mark(r *report.Watched) error {
 func (w *watching) keepMachine(ctx context.Context, dir string, gone bool) (*snapshot.Manifest, error) {
 	why := errors.New("QEMU had ended")
 	if !gone {
-		m, err := w.live.Save(ctx, dir, target.SaveOptions{Expect: w.session.ExpectStop, Stood: w.trap.stood(ctx)})
-		w.trap.resume(ctx)
+		m, err := w.live.Save(ctx, dir, target.SaveOptions{Expect: w.session.ExpectStop, Stood: w.trap.stood(ctx),
+			Done: func() { w.trap.resume(ctx) }})
+		w.trap.resume(ctx) // if it did not come to that
 		if err == nil || ctx.Err() != nil || errors.Is(err, syscall.ENOSPC) {
 			return m, err
 		}

@@ -125,6 +125,19 @@ func (r *RAM) FileOffset(a mem.Phys) (offset uint64, ok bool) {
 	return r.image.FileOffset(a)
 }
 
+// FileAt is the file that has all bytes of a range one after the other, and where the first
+// of them is; nil if none does.
+func (r *RAM) FileAt(span mem.Range) (f *os.File, offset uint64) {
+	for _, p := range r.parts {
+		for _, b := range p.ranges {
+			if p.file != nil && b.span.Contains(span.First) && b.span.Contains(span.Last) {
+				return p.file, p.base + b.offset + (span.First - b.span.First)
+			}
+		}
+	}
+	return nil, 0
+}
+
 // Size is the size of the machine's RAM in bytes, with what is hidden behind
 // firmware and devices.
 func (r *RAM) Size() uint64 {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,6 +44,7 @@ type Writer struct {
 	sums      []byte
 	stored    atomic.Uint64
 	m         Manifest
+	clone     func(to, from *os.File, fromAt, n, toAt uint64) error // cloneRange
 }
 
 // Create begins a snapshot at dir, which must not be there.
@@ -57,7 +59,7 @@ func Create(dir string) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{dir: dir, temp: temp}
+	w := &Writer{dir: dir, temp: temp, clone: cloneRange}
 	if w.own, err = os.Open(temp); err == nil && lock(w.own) == errLocked {
 		err = fmt.Errorf("%s: somebody removes it", temp)
 	}
@@ -87,20 +89,37 @@ func (w *Writer) Abort() {
 	w.temp = ""
 }
 
-// CopyRAM copies the memory and sums it. progress, if not nil, is told bytes done
-// and in all, from several goroutines.
-func (w *Writer) CopyRAM(ctx context.Context, ram RAM, progress func(done, all uint64)) error {
+// layOut gives every range its place in an empty file ram.
+func (w *Writer) layOut(ram RAM) error {
+	w.m.Ranges = nil
 	offset := uint64(0)
 	for _, r := range ram.PhysRanges() {
 		w.m.Ranges = append(w.m.Ranges, Range{r.First, r.Last, offset})
 		offset += r.Size()
 	}
 	w.m.RAMSize, w.m.ChunkSize = offset, chunkSize
-	if err := w.ram.Truncate(int64(offset)); err != nil {
+	return errors.Join(w.ram.Truncate(0), w.ram.Truncate(int64(offset)))
+}
+
+// CopyRAM copies the memory and sums it. progress, if not nil, is told bytes done
+// and in all, from several goroutines.
+func (w *Writer) CopyRAM(ctx context.Context, ram RAM, progress func(done, all uint64)) error {
+	if err := w.layOut(ram); err != nil {
 		return err
 	}
+	return w.copy(ctx, ram, w.ram, progress)
+}
+
+// source is what copying needs of memory.
+type source interface {
+	mem.PhysReader
+	PopulatedRanges() []mem.Range
+}
+
+// copy copies to a file and sums.
+func (w *Writer) copy(ctx context.Context, from source, to io.WriterAt, progress func(done, all uint64)) error {
 	w.sums = make([]byte, 4*w.m.chunks())
-	c := &copying{w: w, ram: ram, populated: apart(ram.PopulatedRanges()), progress: progress,
+	c := &copying{w: w, ram: from, to: to, populated: apart(from.PopulatedRanges()), progress: progress,
 		zeroSum: crc32.Checksum(make([]byte, chunkSize), castagnoli)}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -117,10 +136,11 @@ func (w *Writer) CopyRAM(ctx context.Context, ram RAM, progress func(done, all u
 	return context.Cause(ctx)
 }
 
-// copying is one CopyRAM.
+// copying is one copy.
 type copying struct {
 	w         *Writer
-	ram       RAM
+	ram       source
+	to        io.WriterAt
 	populated []mem.Range // ascending, and apart from each other
 	progress  func(done, all uint64)
 	zeroSum   uint32        // of a chunk of zeros
@@ -147,7 +167,7 @@ func (c *copying) work(ctx context.Context) error {
 				return err
 			}
 			sum = crc32.Checksum(chunk, castagnoli)
-			stored, err := writeSparse(c.w.ram, chunk, int64(first))
+			stored, err := writeSparse(c.to, chunk, int64(first))
 			if err != nil {
 				return err
 			}
@@ -236,7 +256,7 @@ var zeroPage [pageSize]byte
 
 // writeSparse writes the pages of b that are not zero, runs of them at once, and
 // returns how many bytes those are.
-func writeSparse(f *os.File, b []byte, at int64) (stored uint64, err error) {
+func writeSparse(f io.WriterAt, b []byte, at int64) (stored uint64, err error) {
 	for i := 0; i < len(b); {
 		end := i
 		for end < len(b) && !isZero(b[end:min(end+pageSize, len(b))]) {

@@ -17,6 +17,8 @@ type SaveOptions struct {
 	// Stood is since when a machine that ran stands for this, by whoever asks; zero if
 	// nobody stopped it.
 	Stood time.Time
+	// Done is called when the machine need not stand any more; nil: nobody asks.
+	Done func()
 	// Progress is told bytes done and in all, from several goroutines; nil: nobody asks.
 	Progress func(done, all uint64)
 }
@@ -35,6 +37,9 @@ func (l *Live) Save(ctx context.Context, dir string, opt SaveOptions) (m *snapsh
 	if err != nil {
 		return nil, err
 	}
+	// Blocks are shared when they are on the disk. For a machine that runs that is seen to
+	// before the stop, in which there is little left to write then.
+	clones := !running || w.CloneRAM(l.qemu.RAM())
 	if running {
 		opt.Expect(ctx)
 	}
@@ -50,10 +55,14 @@ func (l *Live) Save(ctx context.Context, dir string, opt SaveOptions) (m *snapsh
 	}
 	devices, err := l.qemu.DeviceState(ctx)
 	stopped := time.Since(begin) // by the device state alone
-	if err == nil {
+	cloned := err == nil && clones && w.CloneRAM(l.qemu.RAM())
+	if err == nil && !cloned {
 		err = w.CopyRAM(ctx, l.qemu.RAM(), opt.Progress)
 	}
 	err = errors.Join(gone(err), resume())
+	if opt.Done != nil {
+		opt.Done()
+	}
 	switch {
 	case err != nil:
 		return nil, err
@@ -61,6 +70,11 @@ func (l *Live) Save(ctx context.Context, dir string, opt SaveOptions) (m *snapsh
 		stopped = 0
 	case !opt.Live:
 		stopped = time.Since(begin)
+	}
+	if cloned {
+		if err := w.SumRAM(ctx, opt.Progress); err != nil {
+			return nil, err
+		}
 	}
 	return w.Commit(snapshot.Manifest{
 		Created: time.Now().UTC().Truncate(time.Second), Machine: l.kept(),
@@ -87,7 +101,12 @@ func (l *Live) SaveMemory(ctx context.Context, dir, why string, live bool) (*sna
 		return nil, err
 	}
 	defer w.Abort()
-	if err := w.CopyRAM(ctx, l.qemu.RAM(), nil); err != nil {
+	if w.CloneRAM(l.qemu.RAM()) {
+		err = w.SumRAM(ctx, nil)
+	} else {
+		err = w.CopyRAM(ctx, l.qemu.RAM(), nil)
+	}
+	if err != nil {
 		return nil, gone(err)
 	}
 	return w.Commit(snapshot.Manifest{
