@@ -58,7 +58,7 @@ func (a *app) saveSnapshot(ctx context.Context, dir string, live bool) error {
 	if err != nil {
 		return err
 	}
-	opt := target.SaveOptions{Live: live, Expect: a.session.ExpectStop}
+	opt := target.SaveOptions{Nestdbg: version(), Live: live, Expect: a.session.ExpectStop}
 	if isTerminal(os.Stderr) {
 		p := &percent{app: a, name: dir}
 		defer p.clear()

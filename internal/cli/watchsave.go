@@ -100,7 +100,7 @@ func mark(r *report.Watched) error {
 func (w *watching) keepMachine(ctx context.Context, dir string, gone bool) (*snapshot.Manifest, error) {
 	why := errors.New("QEMU had ended")
 	if !gone {
-		m, err := w.live.Save(ctx, dir, target.SaveOptions{Expect: w.session.ExpectStop, Stood: w.trap.stood(ctx),
+		m, err := w.live.Save(ctx, dir, target.SaveOptions{Nestdbg: version(), Expect: w.session.ExpectStop, Stood: w.trap.stood(ctx),
 			Done: func() { w.trap.resume(ctx) }})
 		w.trap.resume(ctx) // if it did not come to that
 		if err == nil || ctx.Err() != nil || errors.Is(err, syscall.ENOSPC) {
@@ -111,7 +111,7 @@ func (w *watching) keepMachine(ctx context.Context, dir string, gone bool) (*sna
 	if w.live.Describe().File == "" {
 		return nil, fmt.Errorf("memory was QEMU's own: %w", why)
 	}
-	m, err := w.live.SaveMemory(ctx, dir, why.Error(), !gone)
+	m, err := w.live.SaveMemory(ctx, dir, version(), why.Error(), !gone)
 	if err != nil {
 		return nil, errors.Join(why, err)
 	}

@@ -44,6 +44,9 @@ func (r *Snapshot) Text(w io.Writer) {
 	fmt.Fprintf(w, "%s: snapshot of %s\n", r.Dir, m.Created.Format(time.RFC3339))
 	fmt.Fprintf(w, "  QEMU %s, %s, %s, PID %d: %s, %d CPUs\n",
 		m.Machine.Version, m.Machine.Accel, m.Machine.Type, m.Machine.PID, m.Machine.Name, m.Machine.CPUs)
+	if m.Nestdbg != "" {
+		fmt.Fprintf(w, "  written by nestdbg %s\n", printable(m.Nestdbg))
+	}
 	fmt.Fprintf(w, "  RAM %s in %d ranges, %s stored\n", size(m.RAMSize), len(m.Ranges), size(m.RAMStored))
 	stood := time.Duration(m.StoppedSeconds * float64(time.Second)).Round(100 * time.Microsecond)
 	if m.DevicesLost != "" {

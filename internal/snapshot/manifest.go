@@ -50,6 +50,7 @@ type Range struct {
 // Manifest says what a snapshot is.
 type Manifest struct {
 	Format  int       `json:"format"`
+	Nestdbg string    `json:"nestdbg,omitempty"` // the version that wrote it
 	Created time.Time `json:"created"`
 	Machine Machine   `json:"qemu"`
 	// Live says that the machine ran on while its memory was copied: the pages are

@@ -10,6 +10,8 @@ import (
 
 // SaveOptions says how a snapshot is taken.
 type SaveOptions struct {
+	// Nestdbg is the version of this program.
+	Nestdbg string
 	// Live lets the machine run on while its memory is copied.
 	Live bool
 	// Expect is told before a running machine is stopped.
@@ -77,7 +79,7 @@ func (l *Live) Save(ctx context.Context, dir string, opt SaveOptions) (m *snapsh
 		}
 	}
 	return w.Commit(snapshot.Manifest{
-		Created: time.Now().UTC().Truncate(time.Second), Machine: l.kept(),
+		Created: time.Now().UTC().Truncate(time.Second), Machine: l.kept(), Nestdbg: opt.Nestdbg,
 		Live: opt.Live && running, WasRunning: running || !opt.Stood.IsZero(), StoppedSeconds: stopped.Seconds(),
 	}, devices)
 }
@@ -94,8 +96,9 @@ func (l *Live) kept() snapshot.Machine {
 // SaveMemory keeps the memory alone as a snapshot in the new directory dir, as it is
 // now: of a QEMU that has ended, whose memory file is mapped here still, whoever
 // removed its name, or of one that cannot be asked and runs on meanwhile (live). why
-// says where the registers are. It asks QEMU for nothing.
-func (l *Live) SaveMemory(ctx context.Context, dir, why string, live bool) (*snapshot.Manifest, error) {
+// says where the registers are, nestdbg the version of this program. It asks QEMU for
+// nothing.
+func (l *Live) SaveMemory(ctx context.Context, dir, nestdbg, why string, live bool) (*snapshot.Manifest, error) {
 	w, err := snapshot.Create(dir)
 	if err != nil {
 		return nil, err
@@ -110,7 +113,7 @@ func (l *Live) SaveMemory(ctx context.Context, dir, why string, live bool) (*sna
 		return nil, gone(err)
 	}
 	return w.Commit(snapshot.Manifest{
-		Created: time.Now().UTC().Truncate(time.Second), Machine: l.kept(), DevicesLost: why,
+		Created: time.Now().UTC().Truncate(time.Second), Machine: l.kept(), Nestdbg: nestdbg, DevicesLost: why,
 		Live: live, WasRunning: true,
 	}, nil)
 }

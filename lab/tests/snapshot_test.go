@@ -58,7 +58,7 @@ func TestSnapshotAnswersAsTheMachine(t *testing.T) {
 			}
 		}
 	}
-	if r := nestdbg(t, "snapshot", "verify", dir); r.status != 0 {
+	if r := nestdbg(t, "snapshot", "verify", dir); r.status != 0 || !strings.Contains(r.stdout, "\n  written by nestdbg ") {
 		t.Errorf("verify: %+v", r)
 	}
 	thaw()
