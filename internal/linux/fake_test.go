@@ -253,7 +253,11 @@ func (f *fake) kallsyms() *kallsymstest.Image {
 		if f.hides('D') {
 			break
 		}
-		list = append(list, kallsymstest.Symbol{Name: name, Addr: a, Type: 'D'})
+		kind := byte('D')
+		if a < fakeText {
+			kind = 'A' // of each CPU
+		}
+		list = append(list, kallsymstest.Symbol{Name: name, Addr: a, Type: kind})
 	}
 	sort.SliceStable(list, func(i, j int) bool { return list[i].Addr < list[j].Addr })
 	return kallsymstest.Build(list, fakeText, f.config)

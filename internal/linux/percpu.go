@@ -118,11 +118,14 @@ func (k *Kernel) CurrentOf(regs *arch.Registers) (Task, error) {
 	return k.Current(cpu)
 }
 
-// currentPointer is where a CPU keeps the pointer to its task: the per-CPU
-// variable current_task, and from Linux 6.2 to 6.14 a member of pcpu_hot.
-func (k *Kernel) currentPointer(cpu int) (mem.Virt, error) {
-	if _, ok := k.lookupCore("current_task"); ok {
-		return k.PerCPU(cpu, "current_task")
+// currentPointer is where a CPU keeps the pointer to its task.
+func (k *Kernel) currentPointer(cpu int) (mem.Virt, error) { return k.hotVariable(cpu, "current_task") }
+
+// hotVariable is where a CPU keeps a per-CPU variable that from Linux 6.2 to 6.14 is a
+// member of pcpu_hot.
+func (k *Kernel) hotVariable(cpu int, name string) (mem.Virt, error) {
+	if _, ok := k.lookupCore(name); ok {
+		return k.PerCPU(cpu, name)
 	}
 	hot, err := k.PerCPU(cpu, "pcpu_hot")
 	if err != nil {
@@ -132,6 +135,6 @@ func (k *Kernel) currentPointer(cpu int) (mem.Virt, error) {
 	if err != nil {
 		return 0, err
 	}
-	off, _, err := t.Offset("pcpu_hot", "current_task")
+	off, _, err := t.Offset("pcpu_hot", name)
 	return hot + mem.Virt(off), err
 }

@@ -173,6 +173,11 @@ func (k *Kernel) TaskRegisters(task *Task) (*arch.Registers, error) {
 
 // walk unwinds from a state to the end of the stack or to user mode.
 func (u *Unwinder) walk(s orc.State) ([]Frame, error) {
+	return u.walkUntil(s, func(*orc.State) bool { return false })
+}
+
+// walkUntil is walk that ends at the first caller of which done says so.
+func (u *Unwinder) walkUntil(s orc.State, done func(*orc.State) bool) ([]Frame, error) {
 	var out []Frame
 	seen := map[[2]mem.Virt]bool{}
 	for guess := false; ; {
@@ -219,6 +224,9 @@ func (u *Unwinder) walk(s orc.State) ([]Frame, error) {
 		}
 		if err := u.possible(&next); err != nil {
 			return out, fmt.Errorf("caller of %#x: %w", f.PC, err)
+		}
+		if done(&next) {
+			return out, nil
 		}
 		s = next
 	}

@@ -22,6 +22,7 @@ const (
 	fnStart     = fakeText + 0x1400 // the end of the stack
 	fnNone      = fakeText + 0x1500 // no way to unwind
 	fnEntry     = fakeText + 0x1600 // an interrupt frame is at rsp+8
+	fnSwitch    = fakeText + 0x1680 // its stack pointer is where rsp leads, the return address is there
 	fnEnd       = fakeText + 0x1700
 )
 
@@ -34,7 +35,7 @@ type fakeEntry struct {
 
 var fakeEntries = []fakeEntry{
 	{fnLeaf, 8, 0, 0x005}, {fnFrame, 16, -16, 0x014}, {fnInterrupt, 0, 0, 0x105},
-	{fnBody, 24, 0, 0x005}, {fnStart, 0, 0, 0x400}, {fnNone, 0, 0, 0}, {fnEntry, 8, 0, 0x205},
+	{fnBody, 24, 0, 0x005}, {fnStart, 0, 0, 0x400}, {fnNone, 0, 0, 0}, {fnEntry, 8, 0, 0x205}, {fnSwitch, 8, 0, 0x009},
 	{fnEnd, 0, 0, 0x400},
 }
 
@@ -52,7 +53,8 @@ func orcBytes(entries []fakeEntry, ipAt uint64) (ip, unwind []byte) {
 // newStackFake is a fake system with unwind tables, and a stack.
 func newStackFake(t testing.TB) (*fakeSystem, object) {
 	const arch = "struct mod_arch_specific { u32 num_orcs; ptr orc_unwind_ip; ptr orc_unwind; }\n" +
-		"struct inactive_task_frame { long r15; ptr ret_addr; long bp; }\n"
+		"struct inactive_task_frame { long r15; ptr ret_addr; long bp; }\n" +
+		"struct elf_prstatus { char head[72]; long pr_reg[27]; }\n"
 	types := strings.Replace(fakeNew, "ptr kallsyms; ptr sect_attrs; }", "ptr kallsyms; mod_arch_specific arch; ptr sect_attrs; }", 1)
 	s := &fakeSystem{fake: newFake(t, arch+types), isNew: true}
 	s.addModules()

@@ -38,6 +38,10 @@ type layout struct {
 	jumpAt  func(code []byte, pc uint64) (target uint64, ok bool)
 	jumpMax int
 
+	// irqStackInUse is the per-CPU flag that the interrupt stack is in use, irqStackTop
+	// where its top is; empty if there is none.
+	irqStackInUse, irqStackTop string
+
 	kvm []kvmFlavour // KVM's vendor modules
 	// kvmRegs are the names of struct kvm_vcpu_arch.regs[] in its order.
 	kvmRegs []string
@@ -90,6 +94,9 @@ var x86 = layout{
 	callMax:    7,
 	jumpAt:     x86JumpAt,
 	jumpMax:    5,
+
+	irqStackInUse: "hardirq_stack_inuse",
+	irqStackTop:   "hardirq_stack_ptr",
 
 	kvm: []kvmFlavour{kvmSVM, kvmVMX},
 	// Linux 6.1 arch/x86/include/asm/kvm_host.h, enum kvm_reg.

@@ -273,8 +273,12 @@ func (s *settler) lost() {
 	}
 	for i := range n {
 		c := &machine.CPU{Index: i, On: -1, State: machine.Lost, Regs: arch.NewRegisters(s.m.Arch),
-			Source: "the file has no registers"}
+			Source: "file, which has no registers"}
 		s.m.CPUs = append(s.m.CPUs, c)
+		if regs, source, err := s.k.LeftRegisters(i); err == nil {
+			c.Regs, c.Source = regs, source
+			continue
+		}
 		for _, e := range s.entered[i] {
 			host, save, err := s.host(i, e)
 			if err != nil {

@@ -176,6 +176,13 @@ func (e Entry) caller(s State, cfa uint64, r mem.VirtReader) (State, error) {
 	return State{}, fmt.Errorf("%w: entry of type %d", ErrUndefined, e.Type)
 }
 
+// LoadRegs is the state in a struct pt_regs.
+func LoadRegs(r mem.VirtReader, at mem.Virt) (State, error) {
+	s := State{Exact: true}
+	err := s.load(R15, uint64(at), r)
+	return s, err
+}
+
 // load reads the registers from first to the end of pt_regs at address at.
 func (s *State) load(first Reg, at uint64, r mem.VirtReader) error {
 	var buf [8 * regCount]byte

@@ -21,9 +21,11 @@ type Backtraces struct {
 // Stack is the backtrace of a CPU or of a task that is on none. Task is null where
 // it is not known. Error says why the frames end before the stack does.
 type Stack struct {
-	CPU    *int         `json:"cpu"`
-	State  string       `json:"state"`
-	Task   *TaskName    `json:"task"`
+	CPU   *int      `json:"cpu"`
+	State string    `json:"state"`
+	Task  *TaskName `json:"task"`
+	// Source says where the registers are from, if they are not the CPU's own.
+	Source string       `json:"source,omitempty"`
 	Frames []StackFrame `json:"frames"`
 	Error  string       `json:"error,omitempty"`
 }
@@ -121,9 +123,13 @@ func (b *Backtracer) Report() *Backtraces {
 func (b *Backtracer) CPU(c *machine.CPU) {
 	index := c.Index
 	s := Stack{CPU: &index, State: c.State.String(), Task: taskName(b.current[c.Index])}
-	if t := b.current[c.Index]; t != nil && c.State == machine.Lost {
+	_, known := c.Regs.PC()
+	switch t := b.current[c.Index]; {
+	case c.State == machine.Lost && !known && t != nil:
 		b.lost(s, t)
 		return
+	case c.State == machine.Lost && known:
+		s.Source = c.Source
 	}
 	frames, err := b.stacks.CPU(c.Regs)
 	b.add(s, frames, err)
@@ -269,6 +275,9 @@ func (s *Stack) text(w io.Writer, machine string) {
 		if s.CPU == nil {
 			fmt.Fprintf(w, ", state %s", s.State)
 		}
+	}
+	if s.Source != "" {
+		fmt.Fprintf(w, ", from the %s", s.Source)
 	}
 	fmt.Fprintln(w)
 	for i := range s.Frames {

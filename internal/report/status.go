@@ -236,5 +236,8 @@ func (v *VCPU) text(m *Machine) string {
 	if v.Symbol != "" {
 		fmt.Fprintf(&b, " %s", v.Symbol)
 	}
+	if v.State == machine.Lost.String() {
+		fmt.Fprintf(&b, ", from the %s", v.Source)
+	}
 	return b.String()
 }

@@ -103,6 +103,9 @@ func (d *Debugger) doing(m *machine.Machine, c *machine.CPU) string {
 		}
 		return "parked"
 	case machine.Lost:
+		if _, known := c.Regs.PC(); known {
+			return "lost; registers from the " + c.Source
+		}
 		return "lost: " + c.Source + "; the pc is none"
 	case machine.Halted:
 		return fmt.Sprintf("halted on L1 CPU %d", c.On)

@@ -379,6 +379,7 @@ func compareLost(t *testing.T, l *lab.Lab, path string) {
 	if len(live) != len(dead) {
 		t.Fatalf("machines %v, live %v", dead, live)
 	}
+	stacks := nestdbg(t, on(l, "-m", "l1", "bt", "--all")...).stdout
 	for i, m := range dead {
 		want := live[i]
 		if m.Name != want.Name || !reflect.DeepEqual(m.Kernel, want.Kernel) || !reflect.DeepEqual(m.Second_Stage, want.Second_Stage) ||
@@ -394,7 +395,8 @@ func compareLost(t *testing.T, l *lab.Lab, path string) {
 					t.Errorf("l1 CPU %d: %+v, live %+v", k, c, want.VCPUs[k])
 				}
 			case m.Name == "l1":
-				if c.State != "lost" || c.RIP != "" {
+				// One that was in an interrupt has the registers from before, as its stack does.
+				if c.State != "lost" || c.RIP != "" && !strings.Contains(stacks, c.RIP) {
 					t.Errorf("l1 CPU %d: %+v, live %+v", k, c, want.VCPUs[k])
 				}
 			case c.State != "parked" || state == "parked" && c.RIP != want.VCPUs[k].RIP:
@@ -512,9 +514,52 @@ func TestL1CrashFromMemoryAlone(t *testing.T) {
 	crashed := stacks[max(begin, 0) : i+end]
 	checkFrames(t, crashed, " ? sysrq_handle_crash+", " ? write_sysrq_trigger+", " ? vfs_write+", " ? ksys_write+",
 		" ? entry_SYSCALL_64_after_hwframe+", " ? user mode", "a guess from what is on its stack")
+	checkStopped(t, memory, stacks)
 	// Its guest is as it was left.
 	if r := nestdbg(t, "-t", memory, "-m", "vm0", "ps"); r.status != 0 || !strings.Contains(r.stdout, "nestdbg") {
 		t.Errorf("vm0's processes: %+v", r)
+	}
+}
+
+// checkStopped: the CPU that L1's panic stopped has the registers that the interrupt for
+// that saved, says so, and its stack from there on is no guess; the other one has none.
+func checkStopped(t *testing.T, memory, stacks string) {
+	t.Helper()
+	stopped := 0
+	for stack := range strings.SplitSeq(stacks, "\n\n") {
+		head, frames, _ := strings.Cut(strings.TrimSpace(stack), "\n")
+		if !strings.HasPrefix(head, "l1 CPU ") || !strings.Contains(head, ", from the registers ") {
+			continue
+		}
+		stopped++
+		if !strings.Contains(head, "sysvec_reboot interrupted") && !strings.Contains(head, "of user mode") || !strings.Contains(head, "offline, as panic leaves it") {
+			t.Errorf("a CPU's registers are from: %s", head)
+		}
+		if strings.Contains(frames, " ? ") || strings.Contains(frames, "caller of ") || !strings.HasPrefix(frames, "#0  0x") {
+			t.Errorf("%s\n%s", head, frames)
+		}
+	}
+	var regs struct {
+		CPUs []struct {
+			Source    string
+			Registers map[string]*string
+		}
+	}
+	text := kept(t, memory, "-m", "l1", "regs", "--json")
+	if err := json.Unmarshal([]byte(text), &regs); err != nil {
+		t.Fatal(err)
+	}
+	known := 0
+	for _, c := range regs.CPUs {
+		if c.Registers["rip"] != nil && c.Registers["rsp"] != nil && strings.HasPrefix(c.Source, "registers ") {
+			known++
+		}
+	}
+	if stopped != 1 || known != 1 || len(regs.CPUs) != 2 {
+		t.Errorf("%d of 2 CPUs were stopped, %d have registers:\n%s\n%s", stopped, known, stacks, text)
+	}
+	if text := kept(t, memory, "status"); strings.Count(text, "lost  pc 0x") != 1 || strings.Count(text, ", from the registers ") != 1 {
+		t.Errorf("status says\n%s", text)
 	}
 }
 
