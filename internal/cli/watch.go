@@ -67,6 +67,9 @@ what is missing. --hold makes QEMU do so for the time of the watch (QMP set-acti
 machine stands until it is kept, and then goes the way it wanted to. A nestdbg that is
 killed cannot put that back.
 
+Beyond --keep the oldest go, and on a full disk one more, to make room; what a watch that
+was killed left half-done goes when the next begins. Nobody else's files are touched.
+
 When QEMU ends, its memory is kept if it was in a shared file, whatever became of the
 file's name; and the watch waits for the next QEMU that -t describes. With a PID it ends.`,
 		Example: "  nestdbg watch --save crashes\n  nestdbg -t /run/qmp watch --on crash,hang --save crashes --keep 3 --hold\n" +
@@ -81,7 +84,7 @@ file's name; and the watch waits for the next QEMU that -t describes. With a PID
 	f := c.Flags()
 	f.StringVar(&o.on, "on", "crash,reset,shutdown,hang", "what to watch for")
 	f.StringVar(&o.save, "save", "", "the directory to keep machines in")
-	f.IntVar(&o.keep, "keep", 10, "how many of the watch's own to keep there, the newest; 0 for all")
+	f.IntVar(&o.keep, "keep", 10, "how many machines to keep there, the newest, of those that watches have kept; 0 for all")
 	f.DurationVar(&o.hang, "hang-after", 30*time.Second, "how long a machine may make no progress")
 	f.IntVar(&o.lines, "lines", 15, "lines of each log that are printed")
 	f.BoolVar(&o.trap, "trap", false, "hold QEMU's gdbstub, with a breakpoint on panic in every kernel and on KVM's end of a guest's CPU")

@@ -115,7 +115,7 @@ func TestBugReportText(t *testing.T) {
 	}
 	b.Reset()
 	(&BugReport{Tower: &Status{File: &File{}}}).Text(&b)
-	if !strings.Contains(b.String(), "no kernel says in its log that anything is wrong") {
+	if !strings.Contains(b.String(), "no kernel's log tells of a panic, an oops or a hang") {
 		t.Error(b.String())
 	}
 }
@@ -174,5 +174,21 @@ func TestSecondStageState(t *testing.T) {
 	}
 	if mapped != counted || counted == 0 || len(state.Problems) != 0 {
 		t.Errorf("%d bytes mapped, %d counted, %q", mapped, counted, state.Problems)
+	}
+}
+
+// TestWatchedText: whether a machine was kept, and where, is said once and plainly.
+func TestWatchedText(t *testing.T) {
+	i := Incident{Class: "crash", Machine: "vm0", What: "says: Kernel panic"}
+	for _, c := range []struct{ saved, err, want string }{
+		{"d", "", "\nsaved in d\nlook at it with: nestdbg -t d COMMAND\n"},
+		{"d", "it has no registers", "\nsaved in d, but it has no registers\nlook at it with: nestdbg -t d COMMAND\n"},
+		{"", "no space", "\nnot saved: no space\n"},
+	} {
+		var b strings.Builder
+		(&Watched{Incidents: []Incident{i}, Saved: c.saved, Error: c.err}).Text(&b)
+		if _, got, _ := strings.Cut(b.String(), "Kernel panic"); got != c.want {
+			t.Errorf("%q", got)
+		}
 	}
 }

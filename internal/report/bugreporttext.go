@@ -41,7 +41,7 @@ func clean(text func(io.Writer)) string {
 // troubleText says in a line each what the kernels say of themselves.
 func (r *BugReport) troubleText(w io.Writer) {
 	if len(r.Troubles) == 0 {
-		fmt.Fprintln(w, "no kernel says in its log that anything is wrong")
+		fmt.Fprintln(w, "no kernel's log tells of a panic, an oops or a hang")
 	}
 	for i := range r.Troubles {
 		fmt.Fprintln(w, r.Troubles[i].line())

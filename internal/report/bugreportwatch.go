@@ -45,11 +45,16 @@ func (r *Watched) Text(w io.Writer) {
 	for _, line := range r.Lines() {
 		fmt.Fprintln(w, line)
 	}
-	if r.Saved != "" {
+	switch {
+	case r.Saved == "":
+		fmt.Fprintf(w, "not saved: %s\n", printable(r.Error))
+	case r.Error != "":
+		fmt.Fprintf(w, "saved in %s, but %s\n", r.Saved, printable(r.Error))
+	default:
 		fmt.Fprintf(w, "saved in %s\n", r.Saved)
 	}
-	if r.Error != "" {
-		fmt.Fprintf(w, "not saved as it should be: %s\n", printable(r.Error))
+	if r.Saved != "" {
+		fmt.Fprintf(w, "look at it with: nestdbg -t %s COMMAND\n", r.Saved)
 	}
 	if r.Report != nil {
 		fmt.Fprintln(w)

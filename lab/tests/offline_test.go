@@ -445,7 +445,7 @@ func killQEMU(t *testing.T, l *lab.Lab) string {
 func TestCrashFromMemoryAlone(t *testing.T) {
 	l := ownLab(t, lab.Options{Name: *prefix + "-crash"})
 	want := guestSymbol(t, l, "vm0", "sysrq_handle_crash")
-	if text := must(t, l, "report"); strings.Count(text, "\n-- log") != 2 || !strings.Contains(text, "no kernel says") {
+	if text := must(t, l, "report"); strings.Count(text, "\n-- log") != 2 || !strings.Contains(text, "no kernel's log tells of") {
 		t.Errorf("before it, report says\n%s", text)
 	}
 	w := watchLab(t, l)
