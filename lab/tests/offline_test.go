@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -17,10 +18,22 @@ import (
 	"nestdbg/lab"
 )
 
-// offlineQuestions are asked of a machine that stands still, and of its files.
-var offlineQuestions = [][]string{
-	{"dmesg"}, {"ps"}, {"lsmod"}, {"sym", "schedule"}, {"x/64gx", "linux_banner"}, {"x/8i", "schedule"},
-	{"vtop", "schedule"}, {"maps", "--stage", "2"}, {"print", "init_task.comm"}, {"struct", "task_struct", "init_task"},
+// offlineQuestion is asked of a machine that stands still, and of its files.
+type offlineQuestion struct {
+	args []string
+	only string // the machine that is asked; empty: each
+	// cpu says that the answer is of a CPU, and not of memory alone.
+	cpu bool
+}
+
+var offlineQuestions = []offlineQuestion{
+	{args: []string{"dmesg"}}, {args: []string{"ps"}}, {args: []string{"lsmod"}}, {args: []string{"sym", "schedule"}},
+	{args: []string{"x/64gx", "linux_banner"}}, {args: []string{"x/8i", "schedule"}},
+	{args: []string{"print", "init_task.comm"}}, {args: []string{"struct", "task_struct", "init_task"}},
+	{args: []string{"vtop", "schedule"}, cpu: true}, {args: []string{"maps"}, cpu: true},
+	{args: []string{"maps", "--stage", "2"}, only: "vm0"}, {args: []string{"vmcs"}, only: "vm0", cpu: true},
+	{args: []string{"find"}, only: "l1", cpu: true}, {args: []string{"audit"}, only: "l1", cpu: true},
+	{args: []string{"report"}, only: "l1", cpu: true},
 }
 
 // offlineFile is a file of a machine that stands still: how it is made, and what it
@@ -36,8 +49,8 @@ type offlineFile struct {
 // offlineFiles are all kinds. The last one moves QEMU on to another state of standing
 // still.
 var offlineFiles = []offlineFile{
-	{name: "elf", make: dumpAs("elf"), compare: compareCPUs, insideOnly: true},
-	{name: "kdump-zlib", make: dumpAs("kdump-zlib"), compare: compareCPUs, outsideOnly: true}, // flattened
+	{name: "elf", make: dumpAs("elf"), compare: compareCPUs},
+	{name: "kdump-zlib", make: dumpAs("kdump-zlib"), compare: compareCPUs}, // flattened
 	{name: "memory", make: copyMemory, compare: compareLost},
 	{name: "exported", make: exportKdump, outsideOnly: true}, // not flattened; of L1's own registers
 	{name: "snapshot", make: saveSnapshot, compare: compareKept, insideOnly: true},
@@ -48,6 +61,7 @@ var offlineFiles = []offlineFile{
 // dumps, its memory file, its snapshot and its migration say, at a stop in L2 and at
 // one outside of it. Exceptions, by what is not in the files:
 //   - a dump does not say that a CPU waits in HLT: it is running there;
+//   - a dump does not say which control block a CPU outside of guests has entered last;
 //   - a dump has no MSRs, CR8 and debug registers of a CPU: they are unavailable;
 //   - a memory file has no registers: the CPUs of L1 are lost, but for those whose
 //     state KVM's entry saved, and a vCPU that was in its guest has those of before.
@@ -175,24 +189,39 @@ func dumpMemory(t *testing.T, l *lab.Lab, format, path string) {
 // offlineAnswers are those to offlineQuestions by machine and question, and the stacks
 // of sleeping tasks by machine.
 type offlineAnswers struct {
-	answers map[string]result
+	answers map[asked]result
 	stacks  map[string][]string
+}
+
+// lastEntered is what find says of a CPU's hidden state.
+var lastEntered = regexp.MustCompile(`(?m)^ *\+ last entered by CPU \d+\n`)
+
+// asked is a question that was asked.
+type asked struct {
+	machine, text string
+	cpu           bool
 }
 
 // askOffline asks everything that needs no registers of L1's CPUs.
 func askOffline(t *testing.T, target []string) offlineAnswers {
 	t.Helper()
-	a := offlineAnswers{make(map[string]result), make(map[string][]string)}
+	a := offlineAnswers{make(map[asked]result), make(map[string][]string)}
 	for _, m := range []string{"l1", "vm0"} {
 		for _, q := range offlineQuestions {
-			if m == "l1" && q[0] == "maps" {
-				continue // it has no second stage
+			if q.only != "" && q.only != m {
+				continue
 			}
-			r := nestdbg(t, append(append(slices.Clone(target), q...), "-m", m)...)
-			if q[0] == "vtop" { // where the byte lies in the file is the file's matter
+			r := nestdbg(t, append(append(slices.Clone(target), q.args...), "-m", m)...)
+			switch q.args[0] {
+			case "vtop": // where the byte lies in the file is the file's matter
 				r.stdout = withoutOffsets(r.stdout)
+			case "report": // what it is of, and when, is not the machine's
+				_, r.stdout, _ = strings.Cut(r.stdout, "\n== l1 ==\n")
+				r.stdout = strings.ReplaceAll(r.stdout, ", halted", ", running") // see compareCPUs
+			case "find":
+				r.stdout = lastEntered.ReplaceAllString(r.stdout, "")
 			}
-			a.answers[m+" "+strings.Join(q, " ")] = r
+			a.answers[asked{m, strings.Join(q.args, " "), q.cpu}] = r
 		}
 		a.stacks[m] = sleeping(t, slices.Clone(target), m)
 	}
@@ -205,11 +234,11 @@ func compareOffline(t *testing.T, live offlineAnswers, path string) {
 	name := filepath.Base(path)
 	dead := askOffline(t, []string{"-t", path})
 	for q, want := range live.answers {
-		if name == "memory" && strings.Contains(q, " vtop ") {
-			continue // a CPU's tables are lost
+		if name == "memory" && q.cpu {
+			continue // they are lost
 		}
 		if got := dead.answers[q]; want.status != 0 || want.stdout == "" || want != got {
-			t.Errorf("%s %s differs: live\n%.2000s\n%s\noffline\n%.2000s\n%s", name, q, want.stdout, want.stderr, got.stdout, got.stderr)
+			t.Errorf("%s %v differs: live\n%.2000s\n%s\noffline\n%.2000s\n%s", name, q, want.stdout, want.stderr, got.stdout, got.stderr)
 		}
 	}
 	for m, want := range live.stacks {

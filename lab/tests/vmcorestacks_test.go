@@ -1,9 +1,11 @@
 package tests
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,8 +29,8 @@ for t in for_each_task(prog):
 `
 
 // TestVmcoreStacks opens each machine's dump with others' tools, for what they say of
-// tasks: drgn's stacks are nestdbg's, gdb reads a structure, and crash says of L1 what
-// it says of a dump that QEMU made of that machine.
+// tasks: drgn's stacks are nestdbg's, gdb reads a structure, crash's tasks and modules are
+// nestdbg's, and crash says of L1 what it says of a dump that QEMU made of that machine.
 func TestVmcoreStacks(t *testing.T) {
 	l := sharedLab(t, "kaslr")
 	for _, m := range []string{"vm0", "l1"} { // a task that has ended, and whose parent does not ask for it
@@ -42,6 +44,7 @@ func TestVmcoreStacks(t *testing.T) {
 			must(t, l, "export", "vmcore", "-m", m, "-o", file)
 			checkDrgnStacks(t, l, m, file, vmlinux)
 			checkGDBCore(t, l, m, file)
+			checkCrashAgrees(t, l, m, file, vmlinux)
 			if m == "l1" {
 				checkCrashTasks(t, l, file, vmlinux)
 			}
@@ -142,4 +145,75 @@ func checkCrashTasks(t *testing.T, l *lab.Lab, file, vmlinux string) {
 	if want != got || !strings.Contains(got, "swapper/0") {
 		t.Errorf("crash says of QEMU's dump\n%s\nand of the export\n%s", want, got)
 	}
+}
+
+var (
+	// crashTask is a line of crash's ps: process, parent, CPU, task_struct, state, ... name.
+	crashTask = regexp.MustCompile(`(?m)^[> ] +(\d+) +(\d+) +(\d+) +([0-9a-f]{16}) +[A-Z]{2} .* (\S.*)$`)
+	// crashModule is one of its mod: struct module, name, base, size.
+	crashModule = regexp.MustCompile(`(?m)^[0-9a-f]{16} +(\S+) +([0-9a-f]{16}) +(\d+) `)
+)
+
+// checkCrashAgrees compares what crash finds of tasks and modules in the dump with what
+// nestdbg says of the machine. Debian 12's crash finds no other tasks of a late 6.1 kernel
+// than those that its CPUs run, in a dump of QEMU's own neither, and no stack of them.
+func checkCrashAgrees(t *testing.T, l *lab.Lab, machine, file, vmlinux string) {
+	t.Helper()
+	var has struct {
+		CPUs []struct {
+			Task struct {
+				PID  int
+				Comm string
+				Addr address
+			}
+		}
+		Tasks []struct {
+			PID  int
+			Comm string
+			Addr address
+		}
+		Modules []struct {
+			Name string
+			Size uint64
+			Base address
+		}
+	}
+	for _, q := range [][]string{{"current"}, {"ps", "--threads"}, {"lsmod"}} {
+		if err := json.Unmarshal([]byte(must(t, l, append(q, "-m", machine, "--json")...)), &has); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ours, running, theirs := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	for _, c := range has.CPUs {
+		what := fmt.Sprintf("task %d %016x %s", c.Task.PID, uint64(c.Task.Addr), c.Task.Comm)
+		ours[what], running[what] = true, true
+	}
+	for _, x := range has.Tasks {
+		ours[fmt.Sprintf("task %d %016x %s", x.PID, uint64(x.Addr), x.Comm)] = true
+	}
+	for _, m := range has.Modules {
+		what := fmt.Sprintf("module %s %016x %d", m.Name, uint64(m.Base), m.Size)
+		ours[what], running[what] = true, true
+	}
+	out := tool(t, "ps\nmod\nquit\n", "crash", "-s", vmlinux, file)
+	for _, m := range crashTask.FindAllStringSubmatch(out, -1) {
+		theirs[fmt.Sprintf("task %s %s %s", m[1], m[4], strings.Trim(m[5], "[]"))] = true
+	}
+	for _, m := range crashModule.FindAllStringSubmatch(out, -1) {
+		theirs[fmt.Sprintf("module %s %s %s", m[1], m[2], m[3])] = true
+	}
+	for what := range theirs {
+		if !ours[what] {
+			t.Errorf("only crash has %s", what)
+		}
+	}
+	for what := range running {
+		if !theirs[what] {
+			t.Errorf("crash lacks %s:\n%s", what, out)
+		}
+	}
+	if len(has.Modules) == 0 || len(has.CPUs) == 0 {
+		t.Errorf("%+v", has)
+	}
+	t.Logf("%s: %d tasks and modules are the same to crash", machine, len(theirs))
 }

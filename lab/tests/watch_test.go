@@ -189,7 +189,12 @@ func checkSameMemory(t *testing.T, dir, memory string) {
 // the machine after some seconds.
 func plainQEMU(t *testing.T, options ...string) *lab.Lab {
 	t.Helper()
-	dir := socketDir(t)
+	return plainQEMUIn(t, socketDir(t), options...)
+}
+
+// plainQEMUIn is plainQEMU with its socket and its memory in a directory.
+func plainQEMUIn(t *testing.T, dir string, options ...string) *lab.Lab {
+	t.Helper()
 	l := &lab.Lab{QMPPath: filepath.Join(dir, "qmp")}
 	cmd := exec.Command("qemu-system-x86_64", append([]string{"-M", "q35,memory-backend=ram", "-accel", "tcg", "-m", "64M",
 		"-object", "memory-backend-file,id=ram,share=on,size=64M,mem-path=" + filepath.Join(dir, "ram"), "-boot", "reboot-timeout=4000",
@@ -218,7 +223,7 @@ func terminate(t *testing.T, l *lab.Lab) time.Time {
 // TestWatchEvents: what QEMU says of a machine that has no kernel, how it was started,
 // and a watch that makes it wait.
 func TestWatchEvents(t *testing.T) {
-	for name, run := range map[string]func(*testing.T){"reset and end": watchReset, "held": watchHeld, "nobody asked": watchNothing} {
+	for name, run := range map[string]func(*testing.T){"reset and end": watchReset, "held": watchHeld, "nobody asked": watchNothing, "the next QEMU": watchNext} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // they wait for firmware
 			run(t)
@@ -263,6 +268,41 @@ func watchHeld(t *testing.T) {
 	if left := entries(t, w.dir); len(left) != 1 || left[0] != filepath.Base(last.Saved) {
 		t.Errorf("kept are %v", left)
 	}
+}
+
+// watchNext: a watch goes on with the QEMU that is started in the place of one that has
+// ended, and keeps its end too.
+func watchNext(t *testing.T) {
+	l := plainQEMU(t)
+	w := watchLab(t, l, "--on", "shutdown")
+	var ends []noticed
+	for i := range 2 {
+		if i > 0 {
+			l = plainQEMUIn(t, filepath.Dir(l.QMPPath))
+		}
+		eventually(t, "the watch has found it", commandLimit, func() bool {
+			return strings.Contains(w.out.String(), fmt.Sprintf("process %d, for shutdown", l.PID))
+		})
+		terminate(t, l)
+		eventually(t, "the watch waits for the next QEMU", commandLimit, func() bool {
+			return strings.Count(w.out.String(), "waiting for the next QEMU") == i+1
+		})
+		os.Remove(l.QMPPath) // QEMU should have
+	}
+	for _, n := range w.lines(t) {
+		if len(n.Incidents) > 0 {
+			ends = append(ends, n)
+		}
+	}
+	if len(ends) != 2 || ends[0].Saved == ends[1].Saved {
+		t.Fatalf("%+v", ends)
+	}
+	for _, n := range ends {
+		if n.Incidents[0].Class != "shutdown" || !strings.Contains(kept(t, n.Saved, "status"), "l1  x86-64") {
+			t.Errorf("%+v", n)
+		}
+	}
+	w.ended(t)
 }
 
 // watchNothing: what nobody asked for is nothing, and QEMU is left as it was.
