@@ -150,6 +150,15 @@ func TestMonitorRefuses(t *testing.T) {
 	}
 }
 
+// TestMonitorStaleReply: a command that was given up is answered when its connection is
+// gone, to the next one.
+func TestMonitorStaleReply(t *testing.T) {
+	const stale = `{"return": {"a": "stale"}, "id": 3}` + "\r\n"
+	m := fakeMonitor(t, &qmptest.Server{Before: stale, Commands: map[string]qmptest.Handler{"echo": echo}})
+	m.id = 4
+	checkEcho(t, m, "now")
+}
+
 // TestMonitorMute: nobody greets, and who is in the way cannot be seen. Nothing may
 // have been sent by then.
 func TestMonitorMute(t *testing.T) {
