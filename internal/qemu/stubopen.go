@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -53,32 +55,49 @@ func (m *Machine) OpenStub(ctx context.Context) (*Stub, error) {
 	}
 	switch {
 	case !d.addr.IsZero():
-		s.c.conn, err = m.dialStub(ctx, s, d)
+		// Who does not get a connection has stopped nothing.
+		if s.c.conn, err = m.dialStub(ctx, s, d); err != nil {
+			return nil, err
+		}
 	case d.label == "" || d.label == ownStub:
 		s.c.what = "gdbstub of QEMU"
 		err = m.openOwnStub(ctx, s, d)
 	default:
-		err = fmt.Errorf("the gdbstub of QEMU %d is not a socket (character device %s)", m.life.pid, d.label)
+		return nil, fmt.Errorf("the gdbstub of QEMU %d is not a socket (character device %s)", m.life.pid, d.label)
+	}
+	if err == nil {
+		err = m.greetStub(ctx, s, d)
 	}
 	if err != nil {
-		return nil, err
-	}
-	if err := m.greetStub(ctx, s, d); err != nil {
-		err = s.finish(ctx, err)
-		if running && errors.Is(err, ErrCorrupt) {
-			// It answered, so it was our connection that stopped the machine.
-			return nil, errors.Join(err, m.ContMachine(ctx))
-		}
-		return nil, err
+		return nil, m.undoOpen(ctx, s, err)
 	}
 	return s, nil
 }
 
+// undoOpen lets go of a stub with which nothing can be done. The connection has stopped
+// the machine, unless it is somebody else who has the stub. When ctx is over, which may
+// be what went wrong, the machine is not left so either.
+func (m *Machine) undoOpen(ctx context.Context, s *Stub, err error) error {
+	ctx = context.WithoutCancel(ctx)
+	if s.c.conn != nil {
+		err = s.finish(ctx, err)
+	}
+	var busy *BusyError
+	if !s.wasRunning || errors.As(err, &busy) || errors.Is(err, ErrGone) {
+		return err
+	}
+	return errors.Join(err, m.ContMachine(ctx))
+}
+
 func (m *Machine) dialStub(ctx context.Context, s *Stub, d stubDevice) (net.Conn, error) {
-	dial, cancel := context.WithTimeout(ctx, greetingTime)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	// A connection that is given up may stop the machine later, when QEMU accepts it.
+	dial, cancel := context.WithTimeout(context.WithoutCancel(ctx), greetingTime)
 	defer cancel()
 	c, err := d.addr.dial(dial)
-	if err != nil && ctx.Err() == nil && dial.Err() != nil {
+	if err != nil && dial.Err() != nil {
 		return nil, m.stubBusy(d, 0) // the queue of those who wait is full
 	}
 	if err != nil {
@@ -87,19 +106,21 @@ func (m *Machine) dialStub(ctx context.Context, s *Stub, d stubDevice) (net.Conn
 	return c, nil
 }
 
-// greetStub does the handshake; a stub that keeps silent belongs to somebody else.
+// greetStub does the handshake; a stub that keeps silent while somebody else is
+// connected belongs to him. It does not end with ctx before QEMU has answered: until
+// then the machine may yet be stopped.
 func (m *Machine) greetStub(ctx context.Context, s *Stub, d stubDevice) error {
-	greet, cancel := context.WithTimeout(ctx, greetingTime)
-	defer cancel()
-	err := s.handshake(greet)
-	if err != nil && greet.Err() != nil && ctx.Err() == nil {
+	greet, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer giveUp(nil)
+	defer time.AfterFunc(greetingTime, func() {
 		if busy := m.stubBusy(d, inodeOf(s.c.conn)); len(busy.Holders) > 0 {
-			return busy
+			giveUp(busy)
 		}
-		// explain looks at whether QEMU is stopped or gone.
-		return s.c.explain(ctx, os.ErrDeadlineExceeded)
+	}).Stop()
+	if err := s.handshake(greet); err != nil {
+		return cmp.Or(context.Cause(greet), err)
 	}
-	return err
+	return ctx.Err()
 }
 
 func (m *Machine) stubBusy(d stubDevice, mine uint64) *BusyError {
@@ -166,6 +187,11 @@ func (m *Machine) openOwnStub(ctx context.Context, s *Stub, old stubDevice) erro
 			return err
 		}
 	}
+	// What QEMU was sent it executes, whoever waits for the reply: this is not cut short.
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
 	open := m.openPairStub
 	if m.target.QMP.Network != "unix" {
 		open = m.openPathStub
@@ -235,9 +261,10 @@ func checkGdbserver(text string) error {
 	return fmt.Errorf("gdbserver: %.200q", strings.TrimSpace(text))
 }
 
-// closeOwnStub closes a stub of ours. "gdbserver none" deletes its character device
-// too, unless it never got that far.
+// closeOwnStub closes a stub of ours, also when ctx is over: nobody else would.
+// "gdbserver none" deletes its character device too, unless it never got that far.
 func (m *Machine) closeOwnStub(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx) // what it asks has a bound of its own
 	text, err := m.HMP(ctx, "gdbserver none")
 	if err == nil {
 		err = checkGdbserver(text)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -201,5 +202,38 @@ func TestStoppedProcess(t *testing.T) {
 	exec.Command("kill", "-CONT", fmt.Sprint(q.cmd.Process.Pid)).Run()
 	if _, err := m.HMP(deadline(t, 10*time.Second), "info version"); err != nil {
 		t.Errorf("after it goes on: %v", err)
+	}
+}
+
+// TestStubOpenIsGivenUp: whenever the time is up while a stub is opened, the machine
+// runs on and no stub is left.
+func TestStubOpenIsGivenUp(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"ours", "unix"} {
+		t.Run(name, func(t *testing.T) {
+			m := start(t, append([]string{"-M", "q35", "-m", "32M"}, stubs()[name]...)...).open(t)
+			ctx := deadline(t, time.Minute)
+			if err := m.ContMachine(ctx); err != nil {
+				t.Fatal(err)
+			}
+			failed := 0
+			for limit := 100 * time.Microsecond; ; limit += limit / 8 {
+				s, err := m.OpenStub(deadline(t, limit))
+				if err == nil {
+					if err := s.Close(ctx); err != nil {
+						t.Error(err)
+					}
+					break
+				}
+				failed++
+				checkRunning(t, m, true)
+				if devices, err := m.HMP(ctx, "info chardev"); err != nil || strings.Contains(devices, ownStub) {
+					t.Errorf("after %v: left is %s, %v", limit, devices, err)
+				}
+			}
+			if failed < 5 {
+				t.Errorf("given up %d times only", failed)
+			}
+		})
 	}
 }
