@@ -31,6 +31,7 @@ type Stub struct {
 
 	wasRunning bool   // when we connected
 	running    bool   // Resume was called and Wait did not yet say that it stopped
+	runnable   bool   // it is certain that the machine has not ended; see checkRunnable
 	stepMask   uint64 // now
 	stepFound  uint64 // when we connected
 }

@@ -296,3 +296,83 @@ func TestWritePhysRefused(t *testing.T) {
 	}
 	checkBytes(t, m, s, 0x12345, long)
 }
+
+// TestStubOfAnEndedMachine: QEMU accepts to run a machine that has ended, and does not.
+func TestStubOfAnEndedMachine(t *testing.T) {
+	t.Parallel()
+	m := start(t, "-M", "q35", "-m", "32M", "-no-reboot", "-no-shutdown").open(t)
+	ctx := deadline(t, 30*time.Second)
+	s := openStub(t, m)
+	if err := s.Continue(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.HMP(ctx, "system_reset"); err != nil { // which -no-reboot makes a shutdown
+		t.Fatal(err)
+	}
+	if stop, err := s.Wait(ctx); err != nil || stop.Signal != 3 {
+		t.Fatalf("stop %+v, %v", stop, err)
+	}
+	for range 2 { // it stays so, and who attaches now is told too
+		if err := s.Continue(ctx); err == nil || !strings.Contains(err.Error(), `"shutdown"`) {
+			t.Fatalf("continue: %v", err)
+		}
+		begin := time.Now()
+		if err := s.Close(ctx); err != nil || time.Since(begin) > 2*time.Second {
+			t.Errorf("close: %v after %v", err, time.Since(begin))
+		}
+		s = openStub(t, m)
+	}
+	if err := m.SetEndings(ctx, Endings{Reboot: "reset", Shutdown: "pause"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.ResetMachine(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Continue(ctx); err != nil {
+		t.Errorf("after a reset: %v", err)
+	}
+	if err := s.Detach(ctx); err != nil {
+		t.Error(err)
+	}
+	checkRunning(t, m, true)
+}
+
+// TestRegain: a machine that somebody let run behind the stub's back stands again, and
+// runs and stops as before.
+func TestRegain(t *testing.T) {
+	t.Parallel()
+	m, s := startTwo(t)
+	ctx := deadline(t, 30*time.Second)
+	for range 3 {
+		if err := s.Continue(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for running := false; !running && ctx.Err() == nil; running, _, _ = m.Status(ctx) {
+		}
+		if err := m.StopMachine(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if stop, err := s.Wait(ctx); err != nil || stop.Signal != 2 {
+			t.Fatalf("stop %+v, %v", stop, err)
+		}
+		for _, paused := range []bool{true, false} {
+			if got, err := s.Paused(ctx); err != nil || got != paused {
+				t.Errorf("paused %v, %v", got, err)
+			}
+			if paused {
+				if err := m.ContMachine(ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for range 2 { // the second time there is nothing to do
+			if err := s.Regain(ctx); err != nil {
+				t.Fatal(err)
+			}
+			checkRunning(t, m, false)
+		}
+		if _, err := s.Registers(ctx, 0); err != nil {
+			t.Error(err)
+		}
+	}
+}

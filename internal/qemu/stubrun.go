@@ -30,13 +30,20 @@ const (
 	WatchAccess
 )
 
+// The signals of stops after which a machine can run on (QEMU 7.2
+// gdbstub.c:gdb_vm_state_change; the others are for states of QEMU).
+const (
+	signalInterrupt = 2
+	signalTrap      = 5
+)
+
 // NoWatch is the Watch of a Stop that no watchpoint caused.
 const NoWatch BreakKind = -1
 
 // Stop is why the machine stopped.
 type Stop struct {
 	CPU    int
-	Signal int       // 5 for a trap, 2 for an interrupt or a "stop" over QMP, 3 for a shutdown
+	Signal int       // 5 for a trap, 2 for an interrupt or a "stop" over QMP, 3 for a shutdown, 6 for QEMU's internal error
 	Watch  BreakKind // the kind of watchpoint that was hit, or NoWatch
 	Addr   uint64    // the address it was hit at
 }
@@ -73,11 +80,58 @@ func (s *Stub) Resume(ctx context.Context, actions []Action) error {
 	if err != nil {
 		return err
 	}
+	if err := s.checkRunnable(ctx); err != nil {
+		return err
+	}
 	if err := s.c.write(rsp.AppendFrame(nil, packet)); err != nil {
 		return s.c.explain(ctx, err)
 	}
 	s.running = true
 	return nil
+}
+
+// checkRunnable refuses what QEMU would accept in silence and not do: a machine that
+// has ended runs only after a reset (QEMU 7.2 gdbstub.c:gdb_continue_partial,
+// softmmu/runstate.c:runstate_needs_reset), and meanwhile interrupts do nothing either.
+// After a trap or an interrupt it has not ended.
+func (s *Stub) checkRunnable(ctx context.Context) error {
+	if s.runnable {
+		return nil
+	}
+	_, state, err := s.machine.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if state == "shutdown" || state == "internal-error" {
+		return fmt.Errorf("the machine has ended (QEMU's state %q) and cannot run; "+
+			"it can after a reset: system_reset in QEMU's monitor, or over QMP", state)
+	}
+	s.runnable = true
+	return nil
+}
+
+// Paused reports whether the machine stands because it was told to, over QMP or by
+// Interrupt. At a trap it is not paused.
+func (s *Stub) Paused(ctx context.Context) (bool, error) {
+	_, state, err := s.machine.Status(ctx)
+	return state == "paused", err
+}
+
+// Regain makes a machine stand still that somebody made run over QMP. QEMU's stub does
+// not tell of such a machine's stops (QEMU 8.1 gdbstub: allow_stop_reply), or tells
+// when nobody waits for it, so a trap that was hit meanwhile is not told of; it is hit
+// again by who goes on from there. The interrupt is read before the question, which so
+// is one to a machine that stands.
+func (s *Stub) Regain(ctx context.Context) error {
+	if s.running {
+		return errRuns
+	}
+	s.runnable = false
+	if err := s.Interrupt(); err != nil {
+		return err
+	}
+	_, err := s.c.ask(ctx, "qC")
+	return err
 }
 
 // Continue makes all CPUs run.
@@ -145,7 +199,7 @@ func (s *Stub) Wait(ctx context.Context) (Stop, error) {
 			continue
 		}
 		stop, err := s.parseStop(string(packet))
-		s.running = false
+		s.running, s.runnable = false, stop.Signal == signalInterrupt || stop.Signal == signalTrap
 		return stop, err
 	}
 }
