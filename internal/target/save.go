@@ -61,6 +61,9 @@ func (l *Live) Save(ctx context.Context, dir string, opt SaveOptions) (m *snapsh
 	if err == nil && !cloned {
 		err = w.CopyRAM(ctx, l.qemu.RAM(), opt.Progress)
 	}
+	if err == nil && !opt.Live {
+		err = l.checkStood(ctx)
+	}
 	err = errors.Join(gone(err), resume())
 	if opt.Done != nil {
 		opt.Done()
@@ -82,6 +85,16 @@ func (l *Live) Save(ctx context.Context, dir string, opt SaveOptions) (m *snapsh
 		Created: time.Now().UTC().Truncate(time.Second), Machine: l.kept(), Nestdbg: opt.Nestdbg,
 		Live: opt.Live && running, WasRunning: running || !opt.Stood.IsZero(), StoppedSeconds: stopped.Seconds(),
 	}, devices)
+}
+
+// checkStood refuses a copy of a machine that somebody else let run meanwhile: its pages
+// are of different moments, and nothing would say so.
+func (l *Live) checkStood(ctx context.Context) error {
+	running, err := l.Running(ctx)
+	if err == nil && running {
+		err = errors.New("somebody let the machine run while its memory was copied; nothing was kept")
+	}
+	return err
 }
 
 // kept is what a manifest says of QEMU.
