@@ -161,8 +161,7 @@ func (t *trapper) resume(ctx context.Context) {
 		if err != nil || !running {
 			return
 		}
-		t.elsewhere = false
-		t.d.Found(true)
+		t.elsewhere = false // the debugger takes it back
 	}
 	ctx, t.cancel = context.WithCancel(ctx)
 	stop := t.last
@@ -219,7 +218,6 @@ func (t *trapper) take(c continued) {
 		t.asked = false
 	default:
 		t.elsewhere = true
-		t.d.Found(false)
 	}
 }
 
@@ -287,12 +285,8 @@ func (t *trapper) letGo() {
 		t.runs = false
 		t.cancel()
 		<-t.done
-	} else if t.elsewhere {
-		t.elsewhere = false
-		if running, _, err := t.w.live.Status(ctx); err == nil {
-			t.d.Found(running)
-		}
 	}
+	t.elsewhere = false
 	if err := t.d.Release(ctx); err != nil && !errors.Is(err, session.ErrGone) {
 		fmt.Fprintf(t.w.errOut, "nestdbg: the breakpoints on panic: %v\n", err)
 	}

@@ -143,9 +143,6 @@ func (s *Stub) Continue(ctx context.Context) error {
 	return s.Resume(ctx, actions)
 }
 
-// Resumed says that somebody else made the machine run, over QMP; Wait tells how it ended.
-func (s *Stub) Resumed() { s.running = true }
-
 // StepOne makes one CPU execute one instruction while the others stand still, and
 // waits for it.
 func (s *Stub) StepOne(ctx context.Context, cpu int) (Stop, error) {

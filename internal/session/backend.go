@@ -48,6 +48,11 @@ type Stub interface {
 	Wait(ctx context.Context) (Event, error)
 	// Interrupt makes a running machine stop. Any goroutine may call it.
 	Interrupt() error
+	// Paused reports whether the machine stands still because it was told to stop, and
+	// not at a trap.
+	Paused(ctx context.Context) (bool, error)
+	// Regain makes a machine stand still that somebody else let run.
+	Regain(ctx context.Context) error
 	// Close removes the traps that are left and lets go. The machine runs on if run
 	// is true.
 	Close(ctx context.Context, run bool) error
@@ -81,8 +86,6 @@ type Resumption struct {
 	Others bool // the other CPUs run while Step executes its instruction
 	// Frozen CPUs stand still whatever the others do.
 	Frozen []int
-	// Already says that somebody else has let the machine run: there is only to wait.
-	Already bool
 }
 
 // Event is why the machine stopped.

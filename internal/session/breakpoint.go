@@ -38,9 +38,3 @@ func (d *Debugger) ContinuePast(ctx context.Context, stop *Stop) (*Stop, error) 
 	}
 	return d.Continue(ctx)
 }
-
-// Found says that somebody else stopped the machine while this debugger had control, or
-// has made it run since: it is left as he wants it. If it runs, the next Continue only
-// waits, for whatever is sent to the stub of a machine that runs stops it (QEMU 7.2
-// gdbstub/gdbstub.c:gdb_read_byte).
-func (d *Debugger) Found(running bool) { d.wasRunning, d.runsAlready = running, running }

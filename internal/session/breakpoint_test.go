@@ -3,7 +3,6 @@ package session_test
 import (
 	"testing"
 
-	"nestdbg/internal/gdbserver"
 	"nestdbg/internal/session"
 )
 
@@ -39,40 +38,5 @@ func TestOwnBreakpoints(t *testing.T) {
 	s.failAt = s.calls
 	if err := d.SetBreakpoints(t.Context(), at(text+0x203, text+0x204)); err == nil {
 		t.Error("a breakpoint that the stub refuses is no error")
-	}
-}
-
-// Somebody else stops the machine, and makes it run: nothing is sent to the stub of one
-// that runs, and it is left as he wants it.
-func TestFound(t *testing.T) {
-	for _, running := range []bool{false, true} {
-		s := newSim(1)
-		s.running = true
-		d := s.take(t)
-		if err := d.SetBreakpoints(t.Context(), []session.Breakpoint{{Machine: d.Tower().Machines[0], Addr: text + 0x205}}); err != nil {
-			t.Fatal(err)
-		}
-		target := d.Target(nil, nil)
-		set(t, target, l1, text+0x300)
-		if err := target.Break.Clear(t.Context(), l1, gdbserver.SoftwareBreak, text+0x300, 1); err != nil { // the stub has it still
-			t.Fatal(err)
-		}
-		d.Found(running)
-		if running {
-			stop, err := d.Continue(t.Context())
-			checkStop(t, stop, err, "l1.0 signal 5 at +0x205")
-			if !s.how.Already || s.cleans != 0 {
-				t.Errorf("the stub was told to resume, or to clear %d traps", s.cleans)
-			}
-			d.Found(running)
-		}
-		before := s.calls
-		if err := d.Release(t.Context()); err != nil {
-			t.Error(err)
-		}
-		want := map[bool]string{true: "running", false: "stopped"}[running]
-		if s.closed != want || running && (s.calls != before+2 || !s.how.Already) {
-			t.Errorf("running %v: left %q, %d calls", running, s.closed, s.calls-before)
-		}
 	}
 }

@@ -18,8 +18,6 @@ type Debugger struct {
 
 	stub       Stub // nil while nothing is attached
 	wasRunning bool // when the stub was taken
-	// runsAlready says that somebody else has let it run, behind the stub's back.
-	runsAlready bool
 
 	traps    traps
 	attached map[int]string // machine names by process number
@@ -36,7 +34,9 @@ type Debugger struct {
 	// tasks are those of the machines' kernels that are shown as threads.
 	tasks taskThreads
 
-	interrupt interruptFlag
+	interrupt interrupt
+	// outside is set while somebody else keeps the machine stopped.
+	outside *Stop
 }
 
 // NewDebugger returns a debugger that has not taken control yet; open takes it,
@@ -79,22 +79,29 @@ func (d *Debugger) Take(ctx context.Context) error {
 func (d *Debugger) Holds() bool { return d.stub != nil }
 
 // Release clears every trap and gives control back: the machine runs on if it
-// ran when it was taken.
+// ran when it was taken, and nobody else has stopped it since. It does so also when ctx
+// is over.
 func (d *Debugger) Release(ctx context.Context) error {
 	if d.stub == nil {
 		return nil
 	}
+	ctx = context.WithoutCancel(ctx) // every question has a bound of its own
 	stub := d.stub
 	d.stub = nil
 	d.ExpectStop(ctx) // it may run, and is stopped to clear the traps
 	d.awaitExpected(ctx)
 	clear(d.attached)
-	if d.runsAlready { // nothing can be told to the stub but to stop, which Close does
-		d.runsAlready, d.traps = false, newTraps()
-		return errors.Join(stub.Resume(ctx, Resumption{Step: -1, Already: true}), stub.Close(ctx, true))
+	run := d.wasRunning
+	if d.outside != nil {
+		d.outside = nil
+		if paused, err := stub.Paused(ctx); err == nil && paused {
+			run = false // they let it run
+		} else if err := stub.Regain(ctx); err != nil {
+			d.log.Warn("regain the machine", "error", err)
+		}
 	}
 	cleared := d.traps.clearAll(ctx, stub)
-	if err := stub.Close(ctx, d.wasRunning); err != nil {
+	if err := stub.Close(ctx, run); err != nil {
 		return errors.Join(cleared, err)
 	}
 	return nil // and no trap is left, whatever happened before

@@ -14,6 +14,10 @@ type Stop struct {
 	Signal  int
 	Trap    *Trap  // the logical breakpoint or watchpoint that was hit, or nil
 	Addr    uint64 // of the data, for a watchpoint
+	// Outside: somebody else stopped the machine, and may let it run again; no machine
+	// is named. Or they have let it run meanwhile, and what was done is not: then a
+	// machine is named.
+	Outside bool
 }
 
 // The signals that a stop can carry, in gdb's numbering.
@@ -30,10 +34,8 @@ type goal struct {
 
 // Continue lets everything run until something belongs to the person.
 func (d *Debugger) Continue(ctx context.Context) (*Stop, error) {
-	if !d.runsAlready {
-		if err := d.traps.sync(ctx, d.stub); err != nil {
-			return nil, err
-		}
+	if err := d.traps.sync(ctx, d.stub); err != nil {
+		return nil, err
 	}
 	stop, err := d.run(ctx, nil)
 	if err != nil {
@@ -64,8 +66,8 @@ func (d *Debugger) run(ctx context.Context, g *goal) (*Stop, error) {
 	}
 	for {
 		ev, err := d.resume(ctx, Resumption{Step: -1})
-		if err != nil {
-			return nil, err
+		if err != nil || d.outside != nil {
+			return d.outside, err
 		}
 		t, err := d.look(ctx, Glance)
 		if err != nil {
@@ -89,21 +91,32 @@ func (d *Debugger) run(ctx context.Context, g *goal) (*Stop, error) {
 }
 
 // resume runs and waits, and turns an interrupt that came in between into an
-// event of its own.
+// event of its own. If somebody else has stopped the machine, d.outside is set, and
+// the event says nothing.
 func (d *Debugger) resume(ctx context.Context, how Resumption) (Event, error) {
-	how.Frozen, how.Already, d.runsAlready = d.frozen, d.runsAlready, false
+	if d.outside != nil {
+		interrupted, err := d.awaitOutside(ctx)
+		if err != nil {
+			return Event{}, err
+		}
+		if interrupted {
+			return Event{Signal: signalInterrupt}, nil
+		}
+	}
+	how.Frozen = d.frozen
 	if err := d.stub.Resume(ctx, how); err != nil {
 		return Event{}, err
 	}
 	// An interrupt may have been asked for while nothing ran.
-	if d.interrupt.flag.Load() {
-		if err := d.stub.Interrupt(); err != nil {
-			return Event{}, err
-		}
+	if err := d.interrupt.send(d.stub); err != nil {
+		return Event{}, err
 	}
 	ev, err := d.stub.Wait(ctx)
 	if err != nil {
 		return Event{}, fmt.Errorf("wait for a stop: %w", err)
+	}
+	if ev.Signal == signalInterrupt && !d.interrupt.isAsked() {
+		d.outside = &Stop{Signal: signalInterrupt, Outside: true}
 	}
 	return ev, nil
 }
@@ -116,7 +129,7 @@ func (d *Debugger) classify(t *machine.Tower, ev Event) (stop *Stop, foreign boo
 		d.interrupt.take() // the person gets a stop, and the trap is not lost
 		return stop, false
 	}
-	if ev.Signal == signalInterrupt || d.interrupt.flag.Load() {
+	if ev.Signal == signalInterrupt || d.interrupt.isAsked() {
 		d.interrupt.take()
 		return &Stop{Machine: m, CPU: c, Signal: signalInterrupt}, false
 	}
@@ -160,8 +173,8 @@ func (d *Debugger) stepOver(ctx context.Context, ev Event) (*Stop, error) {
 		return nil, nil
 	}
 	next, err := d.resume(ctx, Resumption{Step: ev.CPU})
-	if err != nil || next.Signal != signalInterrupt {
-		return nil, err
+	if err != nil || d.outside != nil || next.Signal != signalInterrupt {
+		return d.outside, err
 	}
 	t, err := d.look(ctx, Glance)
 	if err != nil {
@@ -169,12 +182,4 @@ func (d *Debugger) stepOver(ctx context.Context, ev Event) (*Stop, error) {
 	}
 	stop, _ := d.classify(t, next)
 	return stop, nil
-}
-
-// Interrupt asks a running machine to stop. Any goroutine may call it.
-func (d *Debugger) Interrupt() error {
-	d.interrupt.set()
-	d.ExpectStop(context.Background())
-	d.awaitExpected(context.Background())
-	return d.stub.Interrupt()
 }

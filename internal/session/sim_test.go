@@ -36,14 +36,18 @@ type sim struct {
 	running     bool // for the backend
 	how         *session.Resumption
 	interrupted bool
+	paused      bool   // somebody else has stopped it
+	regained    int    // Regain calls
 	closed      string // how the stub was left
 
 	calls  int    // of the stub's methods, except Interrupt
 	failAt int    // the call that fails, -1 for none
 	gone   error  // what it fails with
 	hook   func() // runs before each instruction
-	writes []mem.Phys
-	cleans int // ClearTrap calls
+	// whilePaused runs when it is asked whether somebody else has stopped the machine.
+	whilePaused func()
+	writes      []mem.Phys
+	cleans      int // ClearTrap calls
 }
 
 type simCPU struct {
@@ -265,7 +269,7 @@ func (s *sim) Wait(context.Context) (session.Event, error) {
 			if s.hook != nil {
 				s.hook()
 			}
-			if s.interrupted && how.Step < 0 {
+			if s.interrupted && how.Step < 0 || s.paused {
 				s.interrupted = false
 				return session.Event{CPU: i, Signal: 2}, nil
 			}
@@ -290,6 +294,18 @@ func (s *sim) Wait(context.Context) (session.Event, error) {
 func (s *sim) Interrupt() error {
 	s.interrupted = true
 	return nil
+}
+
+func (s *sim) Paused(context.Context) (bool, error) {
+	if s.whilePaused != nil {
+		s.whilePaused()
+	}
+	return s.paused, s.call()
+}
+
+func (s *sim) Regain(context.Context) error {
+	s.regained++
+	return s.call()
 }
 
 func (s *sim) Close(_ context.Context, run bool) error {

@@ -122,8 +122,8 @@ func (s *stepper) advance(ctx context.Context, m *machine.Machine, c *machine.CP
 func (s *stepper) single(ctx context.Context, m *machine.Machine, c *machine.CPU) (*Stop, bool, error) {
 	on := c.On
 	ev, err := s.d.resume(ctx, Resumption{Step: on, Others: s.others})
-	if err != nil {
-		return nil, false, err
+	if err != nil || s.d.outside != nil {
+		return s.d.outside, false, err
 	}
 	t, err := s.d.look(ctx, Glance)
 	if err != nil {

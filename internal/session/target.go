@@ -222,6 +222,10 @@ func (t *target) Resume(ctx context.Context, actions []gdbserver.Action) (gdbser
 	if err != nil {
 		return gdbserver.Stop{}, refused(err)
 	}
+	if stop.Outside && stop.Machine == nil {
+		// The server says so and asks again: for all that gdb knows the machine runs.
+		return gdbserver.Stop{Reason: gdbserver.Interrupted, Text: outsideNote, Core: -1}, nil
+	}
 	effort := Full
 	if slices.ContainsFunc(actions, func(a gdbserver.Action) bool { return a.Step }) {
 		// Machines start and end while everything runs, not within a step; but the
@@ -255,6 +259,9 @@ func (t *target) act(ctx context.Context, actions []gdbserver.Action) (*Stop, er
 		if !a.Step {
 			continue
 		}
+		if t.outside != nil {
+			return t.ranOn(ctx, a.PID, max(a.TID, 1))
+		}
 		m, c, err := t.Thread(a.PID, max(a.TID, 1))
 		if err != nil {
 			return nil, err
@@ -262,6 +269,26 @@ func (t *target) act(ctx context.Context, actions []gdbserver.Action) (*Stop, er
 		return t.Step(ctx, m, c, others)
 	}
 	return t.Continue(ctx)
+}
+
+// ranOn ends a step during which somebody else stopped the machine: when they have let
+// it run, the CPU is elsewhere.
+func (t *target) ranOn(ctx context.Context, pid, tid int) (*Stop, error) {
+	interrupted, err := t.awaitOutside(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if interrupted {
+		t.interrupt.take()
+	}
+	if _, err := t.look(ctx, Quick); err != nil {
+		return nil, err
+	}
+	m, c, err := t.Thread(pid, tid)
+	if err != nil {
+		return nil, err
+	}
+	return &Stop{Machine: m, CPU: c, Signal: signalInterrupt, Outside: !interrupted}, nil
 }
 
 // vanished answers for a machine that ended since gdb attached to it: at the
@@ -283,7 +310,7 @@ func (t *target) vanished(actions []gdbserver.Action) (gdbserver.Stop, bool) {
 
 // told is a stop in gdb's terms, with news of machines that came or went.
 func (t *target) told(stop *Stop, before []string) gdbserver.Stop {
-	out := gdbserver.Stop{Signal: stop.Signal, Text: t.news(before)}
+	out := gdbserver.Stop{Signal: stop.Signal, Core: -1, Text: t.news(before)}
 	if stop.CPU != nil {
 		if _, there := t.Tower().Machine(stop.Machine.Name); !there {
 			// It ended while everything ran: the stop is told of what its CPU does now.
@@ -296,7 +323,7 @@ func (t *target) told(stop *Stop, before []string) gdbserver.Stop {
 		out.PID, out.TID, out.Core = t.Number(stop.Machine), stop.CPU.Index+1, max(stop.CPU.On, 0)
 	}
 	switch {
-	case stop.Signal == signalInterrupt:
+	case stop.Signal == signalInterrupt && !stop.Outside:
 		out.Reason = gdbserver.Interrupted
 	case stop.Trap == nil:
 		out.Reason = gdbserver.None

@@ -3,7 +3,6 @@ package session
 import (
 	"context"
 	"errors"
-	"sync/atomic"
 )
 
 // traps is the table of logical breakpoints and of what the stub has of them.
@@ -120,9 +119,3 @@ func (t *traps) anyAt(addr uint64) bool {
 	}
 	return false
 }
-
-// interruptFlag is a request to stop, set from any goroutine.
-type interruptFlag struct{ flag atomic.Bool }
-
-func (f *interruptFlag) set()       { f.flag.Store(true) }
-func (f *interruptFlag) take() bool { return f.flag.Swap(false) }

@@ -87,4 +87,6 @@ func (s deadStub) ClearTrap(context.Context, session.Trap) error         { retur
 func (s deadStub) Resume(context.Context, session.Resumption) error      { return s.err }
 func (s deadStub) Wait(context.Context) (session.Event, error)           { return session.Event{}, s.err }
 func (s deadStub) Interrupt() error                                      { return nil }
+func (s deadStub) Paused(context.Context) (bool, error)                  { return true, nil }
+func (s deadStub) Regain(context.Context) error                          { return s.err }
 func (s deadStub) Close(context.Context, bool) error                     { return nil }

@@ -63,10 +63,6 @@ func (s *stub) ClearTrap(ctx context.Context, t session.Trap) error {
 }
 
 func (s *stub) Resume(ctx context.Context, how session.Resumption) error {
-	if how.Already {
-		s.Resumed()
-		return nil
-	}
 	var actions []qemu.Action
 	for i := range s.CPUs() {
 		switch {
@@ -91,6 +87,13 @@ func (s *stub) Wait(ctx context.Context) (session.Event, error) {
 	}
 	return ev, nil
 }
+
+func (s *stub) Paused(ctx context.Context) (bool, error) {
+	paused, err := s.Stub.Paused(ctx)
+	return paused, gone(err)
+}
+
+func (s *stub) Regain(ctx context.Context) error { return gone(s.Stub.Regain(ctx)) }
 
 func (s *stub) Close(ctx context.Context, run bool) error {
 	if run {

@@ -3,6 +3,7 @@ package tests
 import (
 	"bytes"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -245,6 +246,58 @@ func TestInterrupt(t *testing.T) {
 		}
 	}
 	c.ok("D;1", "D;2")
+	ask(t, l, "vm0", "ping")
+}
+
+// TestOutsidePause: somebody else stops the machine while a client lets it run, over QMP
+// or to copy it. It stands until they let it run, the client is not disturbed, and can
+// take it.
+func TestOutsidePause(t *testing.T) {
+	l := sharedLab(t, "kaslr")
+	addr := guestSymbol(t, l, "vm0", "ksys_write")
+	keepBusy(t, l, "vm0", "echo x >/dev/null; usleep 20000")
+	c := connect(t, serve(t, l).addr)
+	c.attach(l1, vm0)
+	c.resume("c")
+	c.runs(200 * time.Millisecond)
+	checkState := func(want string) {
+		t.Helper()
+		if got := runState(t, l); got != want {
+			t.Fatalf("the machine is %s, want %s", got, want)
+		}
+	}
+	qmpCommand(t, l, "stop")
+	c.runs(500 * time.Millisecond)
+	checkState("paused")
+	if !strings.Contains(c.console.String(), "somebody else stopped the machine") {
+		t.Errorf("the client was told %q", c.console.String())
+	}
+	qmpCommand(t, l, "cont")
+	c.runs(500 * time.Millisecond)
+	checkState("running")
+
+	r := nestdbg(t, on(l, "snapshot", "save", filepath.Join(t.TempDir(), "snap"))...)
+	if r.status != 0 || strings.Contains(r.stdout, "different moments") {
+		t.Errorf("snapshot: %+v", r)
+	}
+	c.runs(200 * time.Millisecond)
+	checkState("running")
+
+	qmpCommand(t, l, "stop")
+	c.runs(200 * time.Millisecond)
+	c.interrupt()
+	s, err := c.wait(stopLimit)
+	if err != nil || s.signal != sigInt {
+		t.Fatalf("after an interrupt: %q, %v", s.text, err)
+	}
+	checkState("paused")
+	c.setBreak(vm0, 0, addr, 1)
+	if s := c.cont("c"); s.pid != vm0 || s.signal != sigTrap {
+		t.Errorf("stop %q, want the breakpoint of the VM", s.text)
+	}
+	c.clearBreak(vm0, 0, addr, 1)
+	c.ok("D;1", "D;2")
+	checkState("running")
 	ask(t, l, "vm0", "ping")
 }
 
