@@ -2,6 +2,7 @@ package gdbserver_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"nestdbg/internal/arch"
 	"nestdbg/internal/gdbserver"
 	"nestdbg/internal/gdbserver/gdbservertest"
 )
@@ -181,6 +183,32 @@ func TestGDBEvent(t *testing.T) {
 	}
 	f.Unlock()
 	g.want("continue", `vm1 appeared\n(.*\n)*Thread 2\.1 .*stopped`)
+}
+
+// TestGDBUnknownRegisters: the machine has run, and nobody could see what it does. gdb
+// says so and keeps its session; with an error instead of registers gdb 13 takes no
+// command any more, and without a program counter it gives the machine up.
+func TestGDBUnknownRegisters(t *testing.T) {
+	f, socket := toyTower(t)
+	g := startGDB(t)
+	g.attachAll(socket)
+	g.want("inferior 1", "Switching to inferior 1")
+	g.want("break work1", "Breakpoint 1")
+	known := f.Machines[1].CPUs[0]
+	f.Lock()
+	f.Machines[1].CPUs[0] = arch.NewRegisters(arch.X86)
+	f.Machines[1].CPUs[0].Set("rip", ^uint64(0))
+	f.OnResume = func([]gdbserver.Action, <-chan struct{}) (gdbserver.Stop, error) {
+		return gdbserver.Stop{}, errors.New("QMP is taken")
+	}
+	f.Unlock()
+	g.want("continue", "QMP is taken")
+	g.want("p/x $rbx", "<unavailable>")
+	f.Lock()
+	f.Machines[1].CPUs[0], f.OnResume = known, nil
+	f.Unlock()
+	g.want("continue", "hit Breakpoint 1, work1")
+	g.want("p/x $rbx", "= 0x101")
 }
 
 // TestGDBPlainRemote: target remote has the first machine.

@@ -35,6 +35,8 @@ type Sized interface{ PhysBits() uint }
 type Stub interface {
 	// WritePhys writes physical memory so that the machine's emulator notices.
 	WritePhys(ctx context.Context, a mem.Phys, p []byte) error
+	// Registers are those of whatever a CPU executes, as the stub has them.
+	Registers(ctx context.Context, cpu int) (*arch.Registers, error)
 	// WriteRegister sets a register of whatever the CPU executes.
 	WriteRegister(ctx context.Context, cpu, reg int, value []byte) error
 	// SetTrap and ClearTrap place a trap at a virtual address; it fires in

@@ -24,6 +24,8 @@ type Debugger struct {
 	// entries are the addresses behind the instruction that enters a guest, as
 	// seen in the hypervisors' saved state, by the parent machine's name.
 	entries map[string]map[uint64]bool
+	// stale is set while the machine runs, and until a look has seen what came of it.
+	stale bool
 	// frozen are CPUs that stand still while the others run: their last stop is
 	// not told yet.
 	frozen []int
@@ -68,8 +70,12 @@ func (d *Debugger) Take(ctx context.Context) error {
 		return err
 	}
 	d.stub, d.wasRunning = stub, running
-	if _, err := d.look(ctx, Full); err != nil {
+	t, err := d.look(ctx, Full)
+	if err != nil {
 		return errors.Join(err, d.Release(ctx))
+	}
+	for _, c := range t.Machines[0].CPUs {
+		d.crossCheck(ctx, c.Index)
 	}
 	return nil
 }
@@ -113,6 +119,7 @@ func (d *Debugger) look(ctx context.Context, effort Effort) (*machine.Tower, err
 	if err != nil {
 		return nil, err
 	}
+	d.stale = false
 	for _, m := range t.Machines {
 		for _, c := range m.CPUs {
 			if c.EntryPC == 0 {

@@ -107,6 +107,7 @@ func (d *Debugger) resume(ctx context.Context, how Resumption) (Event, error) {
 	if err := d.stub.Resume(ctx, how); err != nil {
 		return Event{}, err
 	}
+	d.stale = true
 	// An interrupt may have been asked for while nothing ran.
 	if err := d.interrupt.send(d.stub); err != nil {
 		return Event{}, err

@@ -46,6 +46,8 @@ type sim struct {
 	hook   func() // runs before each instruction
 	// whilePaused runs when it is asked whether somebody else has stopped the machine.
 	whilePaused func()
+	lookErr     error                 // of the backend, for what its CPUs do
+	lie         func(*arch.Registers) // changes the stub's registers
 	writes      []mem.Phys
 	cleans      int // ClearTrap calls
 }
@@ -181,6 +183,9 @@ func (s *sim) Arch() *arch.Arch                      { return arch.X86 }
 func (s *sim) Memory() machine.PhysMemory            { return s.w.RAM }
 func (s *sim) Running(context.Context) (bool, error) { return s.running, nil }
 func (s *sim) CPUs(context.Context) ([]*arch.Registers, error) {
+	if s.lookErr != nil {
+		return nil, s.lookErr
+	}
 	var out []*arch.Registers
 	for i, c := range s.cpus {
 		if c.ept != nil {
@@ -220,6 +225,18 @@ func (s *sim) WritePhys(_ context.Context, a mem.Phys, p []byte) error {
 	s.writes = append(s.writes, a)
 	s.w.RAM.Put(a, p)
 	return nil
+}
+
+// Registers are the backend's, unless lie makes others of them.
+func (s *sim) Registers(ctx context.Context, cpu int) (*arch.Registers, error) {
+	all, err := s.CPUs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s.lie != nil {
+		s.lie(all[cpu])
+	}
+	return all[cpu], nil
 }
 
 func (s *sim) WriteRegister(_ context.Context, cpu, _ int, _ []byte) error { return s.call() }

@@ -68,25 +68,33 @@ func (t *target) Close() {
 }
 
 // Threads implements gdbserver.Core.
-func (t *target) Threads(_ context.Context, pid int) ([]gdbserver.Thread, error) {
+func (t *target) Threads(ctx context.Context, pid int) ([]gdbserver.Thread, error) {
+	unknown := t.Refresh(ctx)
 	for _, m := range t.Tower().Machines {
 		if t.Number(m) != pid {
 			continue
 		}
-		tasks := t.taskStop(m)
-		var out []gdbserver.Thread
-		for _, c := range m.CPUs {
-			out = append(out, gdbserver.Thread{
-				ID: c.Index + 1, Name: fmt.Sprintf("%s CPU %d", m.Name, c.Index),
-				Extra: t.doing(m, c) + tasks.of(c), Core: c.On,
-			})
+		if unknown != nil {
+			return threadsOf(m, func(*machine.CPU) string { return unknown.Error() }), nil
 		}
+		tasks := t.taskStop(m)
+		out := threadsOf(m, func(c *machine.CPU) string { return t.doing(m, c) + tasks.of(c) })
 		if tasks != nil {
 			out = append(out, tasks.threads...)
 		}
 		return out, nil
 	}
 	return nil, fmt.Errorf("machine %d is gone", pid)
+}
+
+// threadsOf are the CPUs of a machine, with what is said of each.
+func threadsOf(m *machine.Machine, said func(*machine.CPU) string) (out []gdbserver.Thread) {
+	for _, c := range m.CPUs {
+		out = append(out, gdbserver.Thread{
+			ID: c.Index + 1, Name: fmt.Sprintf("%s CPU %d", m.Name, c.Index), Extra: said(c), Core: c.On,
+		})
+	}
+	return out
 }
 
 // doing says in a few words what a CPU does, for "info threads".
@@ -117,7 +125,10 @@ func (d *Debugger) doing(m *machine.Machine, c *machine.CPU) string {
 }
 
 // Registers implements gdbserver.Core.
-func (t *target) Registers(_ context.Context, pid, tid int) (*arch.Registers, error) {
+func (t *target) Registers(ctx context.Context, pid, tid int) (*arch.Registers, error) {
+	if err := t.Refresh(ctx); err != nil {
+		return unknownRegisters(arch.NewRegisters(t.backend.Arch())), nil // the threads say why
+	}
 	if m, s, task := t.task(pid, tid); task != nil {
 		return t.registersOf(m, s, task).Clone(), nil
 	}
@@ -127,16 +138,22 @@ func (t *target) Registers(_ context.Context, pid, tid int) (*arch.Registers, er
 	}
 	regs := c.Regs.Clone()
 	if _, known := regs.PC(); !known && c.State == machine.Lost {
-		// gdb 13 gives up on a machine whose thread has no program counter. This one
-		// leads nowhere, and doing says what it is.
-		regs.Set(regs.Arch().Regs[regs.Arch().PC].Name, ^uint64(0))
+		return unknownRegisters(regs), nil // doing says what it is
 	}
 	return regs, nil
 }
 
+// unknownRegisters gives registers without a program counter one that leads nowhere:
+// gdb 13 gives up on a machine whose thread has none, and takes no more commands if it
+// gets an error instead of registers.
+func unknownRegisters(regs *arch.Registers) *arch.Registers {
+	regs.Set(regs.Arch().Regs[regs.Arch().PC].Name, ^uint64(0))
+	return regs
+}
+
 // ReadMemory implements gdbserver.Core.
-func (t *target) ReadMemory(_ context.Context, pid, tid int, p []byte, addr uint64) (int, error) {
-	_, v, err := t.memoryAt(pid, tid)
+func (t *target) ReadMemory(ctx context.Context, pid, tid int, p []byte, addr uint64) (int, error) {
+	_, v, err := t.memoryAt(ctx, pid, tid)
 	if err != nil {
 		return 0, &mem.FaultError{Space: fmt.Sprintf("virtual memory of machine %d", pid), Addr: addr, Err: err}
 	}
@@ -144,7 +161,10 @@ func (t *target) ReadMemory(_ context.Context, pid, tid int, p []byte, addr uint
 }
 
 // memoryAt is the virtual memory that a thread sees.
-func (t *target) memoryAt(pid, tid int) (*machine.Machine, *CPUMemory, error) {
+func (t *target) memoryAt(ctx context.Context, pid, tid int) (*machine.Machine, *CPUMemory, error) {
+	if err := t.Refresh(ctx); err != nil {
+		return nil, nil, err
+	}
 	if m, s, task := t.task(pid, tid); task != nil {
 		return m, t.memoryOf(m, s, task), nil
 	}
@@ -158,7 +178,7 @@ func (t *target) memoryAt(pid, tid int) (*machine.Machine, *CPUMemory, error) {
 
 // WriteMemory implements gdbserver.MemoryWriter.
 func (t *target) WriteMemory(ctx context.Context, pid, tid int, addr uint64, p []byte) error {
-	m, v, err := t.memoryAt(pid, tid)
+	m, v, err := t.memoryAt(ctx, pid, tid)
 	if err != nil {
 		return err
 	}
@@ -180,7 +200,7 @@ func (t *target) WriteRegister(ctx context.Context, pid, tid, reg int, value []b
 	if _, _, task := t.task(pid, tid); task != nil {
 		return gdbserver.Refuse("task %s does not run: its registers cannot be written", taskText(&task.task))
 	}
-	m, c, err := t.Thread(pid, tid)
+	m, c, err := t.thread(ctx, pid, tid)
 	if err != nil {
 		return err
 	}
@@ -220,6 +240,9 @@ func (t *target) Resume(ctx context.Context, actions []gdbserver.Action) (gdbser
 	before := t.Names()
 	stop, err := t.act(ctx, actions)
 	if err != nil {
+		if t.stale && !errors.Is(err, ErrGone) {
+			err = fmt.Errorf("%w; no registers are known now, \"maintenance flush register-cache\" asks for them again", err)
+		}
 		return gdbserver.Stop{}, refused(err)
 	}
 	if stop.Outside && stop.Machine == nil {
@@ -242,7 +265,11 @@ func (t *target) Resume(ctx context.Context, actions []gdbserver.Action) (gdbser
 			return gdbserver.Stop{}, err
 		}
 	}
-	return t.told(stop, before), nil
+	out := t.told(stop, before)
+	if effort == Full {
+		out.Text += t.crossCheck(ctx, max(out.Core, 0))
+	}
+	return out, nil
 }
 
 // act does what the actions ask for: one step, or running.
@@ -262,7 +289,7 @@ func (t *target) act(ctx context.Context, actions []gdbserver.Action) (*Stop, er
 		if t.outside != nil {
 			return t.ranOn(ctx, a.PID, max(a.TID, 1))
 		}
-		m, c, err := t.Thread(a.PID, max(a.TID, 1))
+		m, c, err := t.thread(ctx, a.PID, max(a.TID, 1))
 		if err != nil {
 			return nil, err
 		}
@@ -281,10 +308,7 @@ func (t *target) ranOn(ctx context.Context, pid, tid int) (*Stop, error) {
 	if interrupted {
 		t.interrupt.take()
 	}
-	if _, err := t.look(ctx, Quick); err != nil {
-		return nil, err
-	}
-	m, c, err := t.Thread(pid, tid)
+	m, c, err := t.thread(ctx, pid, tid)
 	if err != nil {
 		return nil, err
 	}

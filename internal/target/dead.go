@@ -82,11 +82,14 @@ type deadStub struct{ err error }
 
 func (s deadStub) WritePhys(context.Context, mem.Phys, []byte) error     { return s.err }
 func (s deadStub) WriteRegister(context.Context, int, int, []byte) error { return s.err }
-func (s deadStub) SetTrap(context.Context, session.Trap) error           { return nil }
-func (s deadStub) ClearTrap(context.Context, session.Trap) error         { return nil }
-func (s deadStub) Resume(context.Context, session.Resumption) error      { return s.err }
-func (s deadStub) Wait(context.Context) (session.Event, error)           { return session.Event{}, s.err }
-func (s deadStub) Interrupt() error                                      { return nil }
-func (s deadStub) Paused(context.Context) (bool, error)                  { return true, nil }
-func (s deadStub) Regain(context.Context) error                          { return s.err }
-func (s deadStub) Close(context.Context, bool) error                     { return nil }
+func (s deadStub) Registers(context.Context, int) (*arch.Registers, error) {
+	return nil, s.err
+}
+func (s deadStub) SetTrap(context.Context, session.Trap) error      { return nil }
+func (s deadStub) ClearTrap(context.Context, session.Trap) error    { return nil }
+func (s deadStub) Resume(context.Context, session.Resumption) error { return s.err }
+func (s deadStub) Wait(context.Context) (session.Event, error)      { return session.Event{}, s.err }
+func (s deadStub) Interrupt() error                                 { return nil }
+func (s deadStub) Paused(context.Context) (bool, error)             { return true, nil }
+func (s deadStub) Regain(context.Context) error                     { return s.err }
+func (s deadStub) Close(context.Context, bool) error                { return nil }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"nestdbg/internal/arch"
 	"nestdbg/internal/mem"
 	"nestdbg/internal/qemu"
 	"nestdbg/internal/session"
@@ -43,6 +44,11 @@ func (s *stub) kind(t session.Trap) qemu.BreakKind {
 
 func (s *stub) WritePhys(ctx context.Context, a mem.Phys, p []byte) error {
 	return gone(s.Stub.WritePhys(ctx, a, p))
+}
+
+func (s *stub) Registers(ctx context.Context, cpu int) (*arch.Registers, error) {
+	r, err := s.Stub.Registers(ctx, cpu)
+	return r, gone(err)
 }
 
 func (s *stub) WriteRegister(ctx context.Context, cpu, reg int, value []byte) error {
