@@ -80,8 +80,9 @@ func (d *Debugger) Take(ctx context.Context) error {
 	return nil
 }
 
-// Holds reports whether the debugger has control, so that nothing runs and the last
-// look is what is.
+// Holds reports whether the debugger has control of the machine, which then stands still
+// unless it lets it run: from Take to Release. A server has it while a machine is
+// attached.
 func (d *Debugger) Holds() bool { return d.stub != nil }
 
 // Release clears every trap and gives control back: the machine runs on if it

@@ -141,6 +141,9 @@ func (d *Debugger) WriteVirt(ctx context.Context, m *machine.Machine, c *machine
 	return d.writeVirt(ctx, m, c, p, uint64(a))
 }
 
+// errNotHeld is about what only one who controls the machine can do.
+var errNotHeld = errors.New("no machine is attached, so this debugger does not control QEMU")
+
 type piece struct {
 	at   mem.Phys // in QEMU's machine
 	data []byte
@@ -177,6 +180,9 @@ func (d *Debugger) pieces(m *machine.Machine, p []byte, addr uint64,
 }
 
 func (d *Debugger) writePieces(ctx context.Context, m *machine.Machine, pieces []piece) error {
+	if !d.Holds() {
+		return errNotHeld
+	}
 	for _, x := range pieces {
 		if err := d.stub.WritePhys(ctx, x.at, x.data); err != nil {
 			return fmt.Errorf("write to %s: %w", m.Name, err)

@@ -211,6 +211,33 @@ func TestWriteMemory(t *testing.T) {
 	}
 }
 
+// Without control nothing is written, and nothing falls over.
+func TestWriteWithoutControl(t *testing.T) {
+	s := newSim(1)
+	one := session.New(s)
+	if _, err := one.Look(t.Context(), session.Full); err != nil {
+		t.Fatal(err)
+	}
+	d := session.NewDebugger(one, s.open, quiet)
+	for _, held := range []bool{false, true, false} {
+		if held {
+			if err := d.Take(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := d.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.writes = nil
+		m, c := cpuOf(t, d, "l1", 0)
+		virt := d.WriteVirt(t.Context(), m, c, []byte{1}, mem.Virt(text))
+		phys := d.WritePhys(t.Context(), m, []byte{1}, 0x1000)
+		want := map[bool]int{true: 2}[held]
+		if d.Holds() != held || (virt == nil) != held || (phys == nil) != held || len(s.writes) != want {
+			t.Errorf("held %v (%v): %v, %v, %d writes", held, d.Holds(), virt, phys, len(s.writes))
+		}
+	}
+}
+
 func TestRootPhys(t *testing.T) {
 	s := newSim(1)
 	d := s.take(t)
