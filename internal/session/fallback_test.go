@@ -71,12 +71,12 @@ func TestTrapsCount(t *testing.T) {
 		addr uint64
 		want bool
 	}{{1, 0xfff, false}, {1, 0x1000, true}, {1, 0x1007, true}, {1, 0x1008, false}, {2, 0x1000, false}} {
-		if _, ok := tr.watchAt(c.pid, c.addr); ok != c.want {
+		if _, ok := tr.watchAt(c.pid, TrapWrite, c.addr); ok != c.want {
 			t.Errorf("machine %d, %#x: %v", c.pid, c.addr, ok)
 		}
 	}
 	tr.remove(1, x)
-	if _, ok := tr.watchAt(1, 0x1000); !ok {
+	if _, ok := tr.watchAt(1, TrapWrite, 0x1000); !ok {
 		t.Error("asked for twice, removed once: gone")
 	}
 	tr.remove(1, x)

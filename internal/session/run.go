@@ -139,12 +139,12 @@ func (d *Debugger) classify(t *machine.Tower, ev Event) (stop *Stop, foreign boo
 
 // ownTrap matches an event with the traps of the machine that the CPU is in.
 func (d *Debugger) ownTrap(m *machine.Machine, c *machine.CPU, ev Event) (stop *Stop, foreign bool) {
-	if c == nil || ev.Signal == signalInterrupt {
+	if c == nil || ev.Signal != signalTrap {
 		return nil, false
 	}
 	pid := d.Number(m)
 	if ev.Watch.watches() {
-		if trap, ok := d.traps.watchAt(pid, ev.Addr); ok {
+		if trap, ok := d.traps.watchAt(pid, ev.Watch, ev.Addr); ok {
 			return &Stop{Machine: m, CPU: c, Signal: signalTrap, Trap: &trap, Addr: ev.Addr}, false
 		}
 		return nil, true
@@ -174,13 +174,22 @@ func (d *Debugger) stepOver(ctx context.Context, ev Event) (*Stop, error) {
 		return nil, nil
 	}
 	next, err := d.resume(ctx, Resumption{Step: ev.CPU})
-	if err != nil || d.outside != nil || next.Signal != signalInterrupt {
+	if err != nil || d.outside != nil {
 		return d.outside, err
+	}
+	if next.Signal == signalTrap && !next.Watch.watches() {
+		return nil, nil // the step is done
 	}
 	t, err := d.look(ctx, Glance)
 	if err != nil {
 		return nil, err
 	}
-	stop, _ := d.classify(t, next)
+	stop, foreign := d.classify(t, next)
+	switch {
+	case foreign:
+		d.foreign++
+	case stop == nil:
+		stop = d.unexplained(t, next)
+	}
 	return stop, nil
 }

@@ -32,7 +32,11 @@ type sim struct {
 	jumps map[string]map[uint64]uint64 // by layer, "l1" or "vm": where an instruction goes
 	exits map[uint64]int               // guest instructions that leave so many times before they are done; -1: always
 
+	// touches are instructions that read (TrapRead) or write (TrapWrite) data, by layer.
+	touches map[string]map[uint64]touch
+
 	traps       map[session.Trap]bool
+	signal      int  // not 0: the machine ends with this signal
 	running     bool // for the backend
 	how         *session.Resumption
 	interrupted bool
@@ -50,6 +54,12 @@ type sim struct {
 	lie         func(*arch.Registers) // changes the stub's registers
 	writes      []mem.Phys
 	cleans      int // ClearTrap calls
+}
+
+// touch is an access to data.
+type touch struct {
+	kind session.TrapKind
+	addr uint64
 }
 
 type simCPU struct {
@@ -293,19 +303,39 @@ func (s *sim) Wait(context.Context) (session.Event, error) {
 			if slices.Contains(how.Frozen, i) || c.halted || how.Step >= 0 && how.Step != i && !how.Others {
 				continue
 			}
-			if how.Step == i {
-				s.execute(i)
-				return session.Event{CPU: i, Signal: 5}, nil
+			if s.signal != 0 {
+				return session.Event{CPU: i, Signal: s.signal}, nil
 			}
 			for t := range s.traps {
-				if t.Addr == c.at() && t.Kind <= session.TrapHardware {
+				if how.Step != i && t.Addr == c.at() && t.Kind <= session.TrapHardware {
 					return session.Event{CPU: i, Signal: 5}, nil
 				}
 			}
+			access, touches := s.touches[c.layer()][c.at()]
 			s.execute(i)
+			if ev, hit := s.watched(access); touches && hit {
+				ev.CPU = i
+				return ev, nil
+			}
+			if how.Step == i {
+				return session.Event{CPU: i, Signal: 5}, nil
+			}
 		}
 	}
 	return session.Event{}, errors.New("the machine runs for ever")
+}
+
+// watched is the stub's event for an access: it names one of the watchpoints.
+func (s *sim) watched(a touch) (session.Event, bool) {
+	kinds := []session.TrapKind{session.TrapAccess, a.kind}
+	for _, kind := range kinds {
+		for t := range s.traps {
+			if t.Kind == kind && a.addr-t.Addr < uint64(t.Size) {
+				return session.Event{Signal: 5, Watch: kind, Addr: a.addr}, true
+			}
+		}
+	}
+	return session.Event{}, false
 }
 
 func (s *sim) Interrupt() error {

@@ -131,6 +131,9 @@ func (s *stepper) single(ctx context.Context, m *machine.Machine, c *machine.CPU
 	}
 	if ev.CPU != on || ev.Watch.watches() || ev.Signal != signalTrap {
 		stop, foreign := s.d.classify(t, ev)
+		if stop == nil && ev.Signal != signalTrap {
+			stop = s.d.unexplained(t, ev) // QEMU has ended the machine, say
+		}
 		if stop != nil {
 			return stop, false, nil
 		}

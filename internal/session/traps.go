@@ -1,8 +1,10 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 )
 
 // traps is the table of logical breakpoints and of what the stub has of them.
@@ -100,14 +102,29 @@ func (t *traps) execAt(pid int, addr uint64) (Trap, bool) {
 	return Trap{}, false
 }
 
-// watchAt returns the watchpoint of a machine that covers an address.
-func (t *traps) watchAt(pid int, addr uint64) (Trap, bool) {
+// watchAt returns the watchpoint of a machine that was hit: one that covers the address,
+// of the kind that the stub names, or else of one that the same access may hit, since
+// the stub names one of several, and that may be another machine's.
+func (t *traps) watchAt(pid int, kind TrapKind, addr uint64) (Trap, bool) {
+	var hit []Trap
 	for w := range t.wanted {
-		if w.pid == pid && w.Kind.watches() && addr-w.Addr < uint64(w.Size) {
-			return w.Trap, true
+		if w.pid == pid && w.Kind.watches() && addr-w.Addr < uint64(w.Size) &&
+			(w.Kind == kind || w.Kind == TrapAccess || kind == TrapAccess) {
+			hit = append(hit, w.Trap)
 		}
 	}
-	return Trap{}, false
+	if len(hit) == 0 {
+		return Trap{}, false
+	}
+	return slices.MinFunc(hit, func(a, b Trap) int {
+		exact := func(t Trap) int {
+			if t.Kind == kind {
+				return 0
+			}
+			return 1
+		}
+		return cmp.Or(exact(a)-exact(b), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Addr, b.Addr), a.Size-b.Size)
+	}), true
 }
 
 // anyAt reports whether the stub has a breakpoint at an address.

@@ -207,10 +207,14 @@ func TestEveryLayerIsConsistent(t *testing.T) {
 	c.ok("D;1", "D;2")
 }
 
-// TestWatchpointPerMachine watches a variable that L2's timer changes.
+// TestWatchpointPerMachine watches a variable that L2's timer changes. L1 has one of its
+// own at the same address, and its timer changes that, unseen.
 func TestWatchpointPerMachine(t *testing.T) {
-	l := sharedLab(t, "kaslr")
+	l := sharedLab(t, "samekaslr")
 	addr := guestSymbol(t, l, "vm0", "jiffies_64")
+	if other := guestSymbol(t, l, "l1", "jiffies_64"); other != addr {
+		t.Fatalf("jiffies_64 is at %#x in L1 and at %#x in L2: the lab is not what the test needs", other, addr)
+	}
 	c := connect(t, serve(t, l).addr)
 	c.attach(l1, vm0)
 	for range 3 {
@@ -227,6 +231,9 @@ func TestWatchpointPerMachine(t *testing.T) {
 		if now, err := c.readMem(vm0, s.tid, addr, 8); err != nil || bytes.Equal(now, old) {
 			t.Errorf("jiffies_64 was % x and is % x (%v)", old, now, err)
 		}
+	}
+	if c.foreignHits() == 0 {
+		t.Error("L1 never wrote there: the test shows less than it should")
 	}
 	c.ok("D;1", "D;2")
 }
