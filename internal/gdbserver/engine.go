@@ -34,10 +34,12 @@ type Engine struct {
 
 	decoder rsp.Decoder
 	reply   []byte // payload that the handler at work builds
+	frame   []byte // or the whole frame, if not empty
 	out     []byte // what Step or Stopped returns
 	again   []byte // the last frames sent, for a Nak; only while acks are on
 	data    []byte // scratch for memory
-	closed  bool   // the client is done
+	ahead   ahead
+	closed  bool // the client is done
 
 	client    client
 	processes map[int]*process // attached
@@ -146,6 +148,7 @@ func (e *Engine) Closed() bool { return e.closed }
 // Close ends the session: everything is detached. Run must not be running.
 func (e *Engine) Close() {
 	e.closed = true
+	e.ahead.drop()
 	clear(e.processes)
 	clear(e.breaks)
 	e.general = rsp.ThreadID{}
@@ -169,21 +172,32 @@ func (e *Engine) packet(ctx context.Context, payload []byte) {
 	if e.log.Enabled(ctx, slog.LevelDebug) {
 		e.log.Debug("gdb: packet", "packet", abbreviate(name), "size", len(payload))
 	}
-	e.reply = e.reply[:0]
+	if len(payload) == 0 || payload[0] != 'm' && payload[0] != 'x' {
+		e.ahead.drop()
+	}
+	e.reply, e.frame = e.reply[:0], e.frame[:0]
 	err := e.dispatch(ctx, payload)
 	if err != nil {
+		e.ahead.drop()
 		e.reply = append(e.reply[:0], e.errorReply(name, err)...)
 	}
 	if e.closed || e.run.active {
 		return // no reply, or one that comes when the machines stop
 	}
+	if len(e.frame) > 0 {
+		e.sent(append(e.out, e.frame...))
+		return
+	}
 	e.send(e.reply)
 }
 
 // send frames a payload for the client.
-func (e *Engine) send(payload []byte) {
+func (e *Engine) send(payload []byte) { e.sent(rsp.AppendFrameRLE(e.out, payload)) }
+
+// sent takes what is to be sent with one more frame at its end.
+func (e *Engine) sent(out []byte) {
 	start := len(e.out)
-	e.out = rsp.AppendFrameRLE(e.out, payload)
+	e.out = out
 	if !e.client.noAck {
 		e.again = append(e.again[:0], e.out[start:]...)
 	}

@@ -17,55 +17,65 @@ const (
 
 // readHex serves "mADDR,LEN".
 func (e *Engine) readHex(ctx context.Context, args []byte) error {
-	data, err := e.readMemory(ctx, args, maxHexRead)
-	if err != nil {
-		return err
-	}
-	e.reply = rsp.AppendHex(e.reply, data)
-	return nil
+	return e.readMemory(ctx, args, false, maxHexRead)
 }
 
 // readBinary serves "xADDR,LEN", which gdb 16 and later send. lldb up to 19 sends
 // "x0,0" to find out about an older packet of that name, and takes it for
 // unsupported when the reply is not OK.
 func (e *Engine) readBinary(ctx context.Context, args []byte) error {
-	data, err := e.readMemory(ctx, args, maxBinaryRead)
+	return e.readMemory(ctx, args, true, maxBinaryRead)
+}
+
+// readMemory answers with what "ADDR,LEN" names, at most max bytes of it: gdb asks for
+// the rest.
+func (e *Engine) readMemory(ctx context.Context, args []byte, binary bool, max int) error {
+	p, tid, err := e.current(ctx)
 	if err != nil {
 		return err
 	}
-	e.reply = append(e.reply, 'b')
-	e.reply = append(e.reply, data[:rsp.EscapedPrefix(data, maxBinaryRead)]...)
+	addr, n, err := parseSpan(args)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		e.reply, _ = appendMemory(e.reply, nil, binary)
+		return nil
+	}
+	if p.gone {
+		return errNoProcess
+	}
+	r := memoryRead{binary, p.pid, tid, addr, int(min(n, uint64(max)))}
+	got := 0
+	if e.ahead.end(r) {
+		e.frame, got = append(e.frame, e.ahead.frame...), e.ahead.got
+	} else {
+		e.data = sized(e.data, r.size)
+		read, err := e.target.Core.ReadMemory(ctx, r.pid, r.tid, e.data, r.addr)
+		if read <= 0 || read > r.size {
+			if err == nil {
+				err = fmt.Errorf("read of %d bytes at %#x returned %d", r.size, r.addr, read)
+			}
+			return err
+		}
+		e.reply, got = appendMemory(e.reply, e.data[:read], binary)
+	}
+	e.ahead.answered(ctx, e.target.Core, r, got)
 	return nil
 }
 
-// readMemory reads what "ADDR,LEN" names, at most max bytes of it: gdb asks for
-// the rest. The result is valid until the next call.
-func (e *Engine) readMemory(ctx context.Context, args []byte, max int) ([]byte, error) {
-	p, tid, err := e.current(ctx)
-	if err != nil {
-		return nil, err
+// appendMemory appends the reply to a read, and returns how many of the bytes it has:
+// those of a binary one may need an escape.
+func appendMemory(reply, data []byte, binary bool) ([]byte, int) {
+	if !binary {
+		return rsp.AppendHex(reply, data), len(data)
 	}
-	addr, n, err := parseSpan(args)
-	if err != nil {
-		return nil, err
-	}
-	if n == 0 {
-		return nil, nil
-	}
-	if p.gone {
-		return nil, errNoProcess
-	}
-	size := int(min(n, uint64(max)))
-	e.data = slices.Grow(e.data[:0], size)[:size]
-	got, err := e.target.Core.ReadMemory(ctx, p.pid, tid, e.data, addr)
-	if got > 0 && got <= size {
-		return e.data[:got], nil
-	}
-	if err == nil {
-		err = fmt.Errorf("read of %d bytes at %#x returned %d", size, addr, got)
-	}
-	return nil, err
+	n := rsp.EscapedPrefix(data, maxBinaryRead)
+	return append(append(reply, 'b'), data[:n]...), n
 }
+
+// sized is a buffer of n bytes, b if it has room.
+func sized(b []byte, n int) []byte { return slices.Grow(b[:0], n)[:n] }
 
 // parseSpan parses "ADDR,LEN". A span that passes the end of the address space is
 // cut there.
