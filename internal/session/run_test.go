@@ -258,6 +258,43 @@ func cpuOf(t *testing.T, d *session.Debugger, name string, index int) (*machine.
 	return m, c
 }
 
+// With scheduler-locking a CPU of L1 runs alone. One of a guest cannot, and that is told.
+func TestSchedulerLocking(t *testing.T) {
+	for name, c := range map[string]struct {
+		actions []gdbserver.Action
+		done    [3]int // instructions executed
+		note    bool
+	}{
+		"all":         {[]gdbserver.Action{{PID: -1, TID: -1}}, [3]int{9, 8, 8}, false},
+		"of L1":       {[]gdbserver.Action{{PID: l1, TID: -1}}, [3]int{9, 8, 8}, false},
+		"one of L1":   {[]gdbserver.Action{{PID: l1, TID: 2}}, [3]int{0, 8, 0}, false},
+		"two of L1":   {[]gdbserver.Action{{PID: l1, TID: 2}, {PID: l1, TID: 3}}, [3]int{0, 8, 8}, false},
+		"beside one":  {[]gdbserver.Action{{PID: l1, TID: 3, Hold: true}, {PID: l1, TID: 2}}, [3]int{0, 8, 0}, false},
+		"one of vm0":  {[]gdbserver.Action{{PID: vm0, TID: 1}}, [3]int{9, 8, 8}, true},
+		"one of each": {[]gdbserver.Action{{PID: vm0, TID: 1}, {PID: l1, TID: 2}}, [3]int{9, 8, 8}, true},
+	} {
+		s := newSim(3)
+		s.enterGuest(0)
+		d := s.take(t)
+		target := d.Target(nil, nil)
+		for _, pid := range []int{l1, vm0} {
+			if err := target.Core.Attach(t.Context(), pid); err != nil {
+				t.Fatal(err)
+			}
+		}
+		set(t, target, l1, text+0x208)
+		stop, err := target.Resume.Resume(t.Context(), c.actions)
+		if err != nil || stop.PID != l1 || stop.Reason != gdbserver.SwBreak || (stop.Text != "") != c.note {
+			t.Errorf("%s: %+v, %v", name, stop, err)
+		}
+		for i, want := range c.done {
+			if got := s.cpus[i].done; got != want {
+				t.Errorf("%s: CPU %d executed %d instructions, want %d", name, i, got, want)
+			}
+		}
+	}
+}
+
 func TestFrozenCPUsStandStill(t *testing.T) {
 	s := newSim(2)
 	d := s.take(t)

@@ -266,10 +266,67 @@ func (t *target) Resume(ctx context.Context, actions []gdbserver.Action) (gdbser
 		}
 	}
 	out := t.told(stop, before)
+	if t.nestedAlone(actions) {
+		out.Text += lockNote
+	}
 	if effort == Full {
 		out.Text += t.crossCheck(ctx, max(out.Core, 0))
 	}
 	return out, nil
+}
+
+// lockNote is what gdb's person reads where scheduler-locking cannot be done.
+const lockNote = "[nestdbg: everything ran: only a CPU of L1 can run alone, with scheduler-locking; " +
+	"a CPU of a nested machine needs its hypervisor]\n"
+
+// locked reports whether gdb wants CPUs to run alone ("set scheduler-locking on"): each
+// is named, and none of them steps.
+func locked(actions []gdbserver.Action) bool {
+	named := 0
+	for _, a := range actions {
+		switch {
+		case a.Hold:
+		case a.Step || a.PID <= 0 || a.TID <= 0:
+			return false
+		default:
+			named++
+		}
+	}
+	return named > 0
+}
+
+// lock lets only the CPUs of QEMU's machine run that the actions name. If they are a
+// nested machine's, everything runs: its hypervisor and its VMM are not to be told apart
+// from what else does. One that waits for a CPU that stands still waits until the person
+// interrupts.
+func (t *target) lock(ctx context.Context, actions []gdbserver.Action) error {
+	alone := make(map[int]bool)
+	for _, a := range actions {
+		if a.Hold {
+			continue
+		}
+		m, c, err := t.thread(ctx, a.PID, a.TID)
+		if err != nil {
+			return err
+		}
+		if m.Parent != nil {
+			return nil
+		}
+		alone[c.On] = true
+	}
+	for _, c := range t.Tower().Machines[0].CPUs {
+		if !alone[c.On] && !slices.Contains(t.frozen, c.On) {
+			t.frozen = append(t.frozen, c.On)
+		}
+	}
+	return nil
+}
+
+// nestedAlone reports whether gdb wanted a CPU to run alone that cannot.
+func (t *target) nestedAlone(actions []gdbserver.Action) bool {
+	return locked(actions) && slices.ContainsFunc(actions, func(a gdbserver.Action) bool {
+		return !a.Hold && a.PID != t.Number(t.Tower().Machines[0])
+	})
 }
 
 // act does what the actions ask for: one step, or running.
@@ -294,6 +351,11 @@ func (t *target) act(ctx context.Context, actions []gdbserver.Action) (*Stop, er
 			return nil, err
 		}
 		return t.Step(ctx, m, c, others)
+	}
+	if locked(actions) {
+		if err := t.lock(ctx, actions); err != nil {
+			return nil, err
+		}
 	}
 	return t.Continue(ctx)
 }
