@@ -154,6 +154,42 @@ func TestMemorySources(t *testing.T) {
 	}
 }
 
+// TestSavedMemory: memory is private and QEMU's process cannot be seen. Then QEMU writes
+// it; nothing is left behind, also of a QEMU that has ended.
+func TestSavedMemory(t *testing.T) {
+	t.Parallel()
+	q := start(t, "-M", "q35", "-m", "5G")
+	m, err := Open(deadline(t, 10*time.Second), &Target{QMP: Address{"unix", q.qmp}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := m.RAM().Source(); got != "QMP pmemsave, which is slow" || m.RAM().File() != "" {
+		t.Errorf("source %q, file %q", got, m.RAM().File())
+	}
+	if p := fmt.Sprint(m.Problems()); !strings.Contains(p, "share=on") {
+		t.Errorf("problems: %s", p)
+	}
+	checkEdges(t, m)
+	large := make([]byte, 2*maxSaved+5)
+	if n, err := m.RAM().ReadPhys(large, 0x100000); n != len(large) || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	called := false
+	m.BeforeStop(func(context.Context) { called = true })
+	if err := m.StopMachine(deadline(t, 5*time.Second)); err != nil || called {
+		t.Errorf("%v, memory was read while the monitor was in use: %v", err, called)
+	}
+	dir := m.ram.parts[0].saved.dir
+	q.kill(t)
+	if n, err := m.RAM().ReadPhys(large[:8], 0x100000); err == nil || errors.Is(err, mem.ErrFault) {
+		t.Errorf("of a QEMU that has ended: %d bytes, %v", n, err)
+	}
+	m.Close()
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("left is %s, %v", dir, err)
+	}
+}
+
 // checkEdges writes different bytes at both ends of every range of RAM through the
 // stub and reads them back, and looks for them in the file.
 func checkEdges(t *testing.T, m *Machine) {

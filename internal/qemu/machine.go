@@ -202,8 +202,13 @@ func (m *Machine) Status(ctx context.Context) (running bool, state string, err e
 
 // BeforeStop makes the machine call f right before whatever may stop it is sent to
 // QEMU: f can wait for a moment at which that is harmless. It is set before the
-// machine is used.
-func (m *Machine) BeforeStop(f func(context.Context)) { m.beforeStop = f }
+// machine is used. f reads memory; where that asks QEMU's monitor, which is in use then,
+// it is not called.
+func (m *Machine) BeforeStop(f func(context.Context)) {
+	if !m.ram.throughMonitor() {
+		m.beforeStop = f
+	}
+}
 
 // StopMachine pauses the machine; a paused one stays so.
 func (m *Machine) StopMachine(ctx context.Context) error {
@@ -254,6 +259,7 @@ func (m *Machine) openRAM(ctx context.Context, f *facts) (*RAM, error) {
 		}
 		if err != nil {
 			m.problems = append(m.problems, Problem(err.Error()))
+			m.readSaved(parts[i])
 		}
 	}
 	return newRAM(parts, m.life)

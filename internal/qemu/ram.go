@@ -17,8 +17,8 @@ import (
 // is a mem.PhysReader, mem.PhysSlicer and mem.PhysRanger, safe for concurrent use.
 //
 // Memory behind a shared file or memfd is mapped, so that reading it is a copy and
-// SlicePhys gives it out as it is. Private memory is read from QEMU's process, and
-// has no slices. Reading a hole of a mapped file makes the kernel fill it: a scan
+// SlicePhys gives it out as it is. Private memory is read from QEMU's process, or
+// written by QEMU if that is not allowed, and has no slices. Reading a hole of a mapped file makes the kernel fill it: a scan
 // should keep to PopulatedRanges.
 //
 // The mapping ends with Machine.Close; nothing may be read after that. If somebody
@@ -37,19 +37,21 @@ type ramPart struct {
 	name   string
 	size   uint64
 	source string
-	path   string   // of the file, "" if there is none
-	file   *os.File // nil if not mapped
-	data   []byte   // the whole block, nil if not mapped
-	base   uint64   // mapped: offset of the block in the file; else its address in QEMU
-	err    error    // why it cannot be read at all
+	path   string       // of the file, "" if there is none
+	file   *os.File     // nil if not mapped
+	data   []byte       // the whole block, nil if not mapped
+	base   uint64       // mapped: offset of the block in the file; else its address in QEMU
+	saved  *savedMemory // if not nil, it is read so
+	err    error        // why it cannot be read at all
 	ranges []blockRange
 }
 
 // remotePart is a range of physical memory in QEMU's address space.
 type remotePart struct {
-	span mem.Range
-	addr uint64 // of span.First
-	err  error  // why it cannot be read at all
+	span  mem.Range
+	addr  uint64       // of span.First
+	saved *savedMemory // if not nil, it is read so
+	err   error        // why it cannot be read at all
 }
 
 // newRAM takes over the parts' files and mappings.
@@ -60,7 +62,7 @@ func newRAM(parts []*ramPart, l life) (*RAM, error) {
 		for _, b := range p.ranges {
 			r.ranges = append(r.ranges, b.span)
 			if p.data == nil {
-				r.remote = append(r.remote, remotePart{b.span, p.base + b.offset, p.err})
+				r.remote = append(r.remote, remotePart{b.span, p.base + b.offset, p.saved, p.err})
 				continue
 			}
 			segments = append(segments, mem.Segment{
@@ -93,6 +95,9 @@ func (p *ramPart) close() {
 	if p.file != nil {
 		p.file.Close()
 		p.file = nil
+	}
+	if p.saved != nil {
+		p.saved.close()
 	}
 }
 
@@ -172,6 +177,11 @@ func (r *RAM) ReadPhys(p []byte, a mem.Phys) (int, error) {
 	return n, nil
 }
 
+// throughMonitor reports whether reads ask QEMU's monitor.
+func (r *RAM) throughMonitor() bool {
+	return slices.ContainsFunc(r.parts, func(p *ramPart) bool { return p.saved != nil })
+}
+
 // readRemote reads from QEMU's process as much as is contiguous there.
 func (r *RAM) readRemote(p []byte, a mem.Phys) (int, error) {
 	fault := &mem.FaultError{Space: "physical memory", Addr: uint64(a), Err: mem.ErrNoRAM}
@@ -190,6 +200,9 @@ func (r *RAM) readRemote(p []byte, a mem.Phys) (int, error) {
 	}
 	if left := part.span.Last - uint64(a); left < uint64(len(p)) {
 		p = p[:left+1]
+	}
+	if part.saved != nil {
+		return part.saved.read(p, a)
 	}
 	n, err := readProcess(r.life.pid, p, part.addr+(uint64(a)-part.span.First))
 	if err == nil && n < len(p) {
