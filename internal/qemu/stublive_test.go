@@ -27,6 +27,18 @@ func checkRunning(t *testing.T, m *Machine, want bool) {
 	}
 }
 
+// awaitRunning waits until QEMU has read that it is to run.
+func awaitRunning(t *testing.T, m *Machine) {
+	t.Helper()
+	for ctx := deadline(t, 5*time.Second); ; {
+		if running, state, err := m.Status(ctx); err != nil {
+			t.Fatalf("it does not run (%s): %v", state, err)
+		} else if running {
+			return
+		}
+	}
+}
+
 // stubs are the ways in which a QEMU may have a stub.
 func stubs() map[string][]string {
 	return map[string][]string{
@@ -162,7 +174,7 @@ func TestInterrupt(t *testing.T) {
 	if err := s.Continue(ctx); err == nil {
 		t.Error("resumed twice")
 	}
-	checkRunning(t, m, true)
+	awaitRunning(t, m)
 	time.AfterFunc(20*time.Millisecond, func() { s.Interrupt() })
 	stop, err := s.Wait(ctx)
 	stop.CPU = 0 // whichever QEMU names
@@ -347,8 +359,7 @@ func TestRegain(t *testing.T) {
 		if err := s.Continue(ctx); err != nil {
 			t.Fatal(err)
 		}
-		for running := false; !running && ctx.Err() == nil; running, _, _ = m.Status(ctx) {
-		}
+		awaitRunning(t, m)
 		if err := m.StopMachine(ctx); err != nil {
 			t.Fatal(err)
 		}

@@ -69,7 +69,9 @@ func TestStubOfAnotherDebugger(t *testing.T) {
 			t.Fatal(err)
 		}
 		checkBusy(t, func() error { _, err := m.OpenStub(ctx); return err })
-		first.c.conn.Close() // it dies
+		first.c.conn.Close() // it dies, which QEMU notices a little later
+		for m.CheckStub(ctx) != nil && ctx.Err() == nil {
+		}
 		second := openStub(t, m)
 		if err := second.Continue(ctx); err != nil {
 			t.Fatal(err)
