@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"nestdbg/internal/mem"
@@ -29,11 +30,13 @@ type Stub struct {
 	current int            // the CPU that g, p and P are about, -1 if not told yet
 	regs    []stubReg      // of the g packet, in its order
 
-	wasRunning bool   // when we connected
-	running    bool   // Resume was called and Wait did not yet say that it stopped
-	runnable   bool   // it is certain that the machine has not ended; see checkRunnable
-	stepMask   uint64 // now
-	stepFound  uint64 // when we connected
+	wasRunning bool // when we connected
+	running    bool // Resume was called and Wait did not yet say that it stopped
+	runnable   bool // it is certain that the machine has not ended; see checkRunnable
+	// interrupted is set by Interrupt, and cleared when the machine is resumed.
+	interrupted atomic.Bool
+	stepMask    uint64 // now
+	stepFound   uint64 // when we connected
 }
 
 // handshake brings the connection into a known state, whatever the client before us

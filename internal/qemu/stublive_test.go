@@ -349,6 +349,53 @@ func TestStubOfAnEndedMachine(t *testing.T) {
 	checkRunning(t, m, true)
 }
 
+// TestStubOfASleepingMachine: a machine that goes to sleep stands, and the stub does not
+// say so. It is told when somebody interrupts it, and runs when it was woken.
+func TestStubOfASleepingMachine(t *testing.T) {
+	t.Parallel()
+	m := start(t, "-M", "q35", "-m", "32M").open(t)
+	ctx := deadline(t, 60*time.Second)
+	s := openStub(t, m)
+	if err := s.Continue(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for state := ""; state != "suspended"; { // from when the firmware has set up the ACPI registers
+		var err error
+		if _, err = m.HMP(ctx, "o/h 0x604 0x2400"); err == nil { // PM1a control: sleep, type S3
+			_, state, err = m.Status(ctx)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err := s.Interrupt(); err != nil {
+		t.Fatal(err)
+	}
+	stop, err := s.Wait(ctx)
+	checkStop(t, stop, err, Stop{Signal: 2, Watch: NoWatch})
+	if err := s.Continue(ctx); err == nil || !strings.Contains(err.Error(), "system_wakeup") {
+		t.Errorf("continue: %v", err)
+	}
+	if _, err := m.HMP(ctx, "system_wakeup"); err != nil {
+		t.Fatal(err)
+	}
+	awaitRunning(t, m) // and nobody has told the stub
+	if err := s.Continue(ctx); err != nil {
+		t.Fatal(err)
+	}
+	awaitRunning(t, m)
+	if err := s.Interrupt(); err != nil {
+		t.Fatal(err)
+	}
+	if stop, err := s.Wait(ctx); err != nil || stop.Signal != 2 {
+		t.Errorf("stop %+v, %v", stop, err)
+	}
+	if err := s.Close(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRegain: a machine that somebody let run behind the stub's back stands again, and
 // runs and stops as before.
 func TestRegain(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -83,6 +84,7 @@ func (s *Stub) Resume(ctx context.Context, actions []Action) error {
 	if err := s.checkRunnable(ctx); err != nil {
 		return err
 	}
+	s.interrupted.Store(false)
 	if err := s.c.write(rsp.AppendFrame(nil, packet)); err != nil {
 		return s.c.explain(ctx, err)
 	}
@@ -98,13 +100,19 @@ func (s *Stub) checkRunnable(ctx context.Context) error {
 	if s.runnable {
 		return nil
 	}
-	_, state, err := s.machine.Status(ctx)
-	if err != nil {
+	running, state, err := s.machine.Status(ctx)
+	switch {
+	case err != nil:
 		return err
-	}
-	if state == "shutdown" || state == "internal-error" {
+	case state == "shutdown" || state == "internal-error":
 		return fmt.Errorf("the machine has ended (QEMU's state %q) and cannot run; "+
 			"it can after a reset: system_reset in QEMU's monitor, or over QMP", state)
+	case state == "suspended":
+		return errors.New("the machine sleeps (ACPI S3) and cannot run; system_wakeup in QEMU's monitor, or over QMP, wakes it")
+	case running:
+		if err := s.Regain(ctx); err != nil {
+			return err
+		}
 	}
 	s.runnable = true
 	return nil
@@ -188,7 +196,13 @@ func (s *Stub) Wait(ctx context.Context) (Stop, error) {
 		return Stop{}, errors.New("wait for a stop: the machine stands still")
 	}
 	for {
-		packet, err := s.c.read(ctx, time.Time{})
+		packet, err := s.c.read(ctx, time.Now().Add(stopSilence))
+		if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
+			if s.standsUntold(ctx) {
+				return Stop{Signal: signalInterrupt, Watch: NoWatch}, nil
+			}
+			continue
+		}
 		if err != nil {
 			return Stop{}, s.c.explain(ctx, err)
 		}
@@ -199,6 +213,24 @@ func (s *Stub) Wait(ctx context.Context) (Stop, error) {
 		s.running, s.runnable = false, stop.Signal == signalInterrupt || stop.Signal == signalTrap
 		return stop, err
 	}
+}
+
+// stopSilence is how long after an interrupt a stop may take before QEMU is asked.
+const stopSilence = 2 * time.Second
+
+// standsUntold reports whether a machine that was interrupted stands already, and QEMU
+// has not told: one that goes to sleep stops so, and does not notice an interrupt then
+// (QEMU 7.2 softmmu/runstate.c:qemu_system_suspend).
+func (s *Stub) standsUntold(ctx context.Context) bool {
+	if !s.interrupted.Load() {
+		return false
+	}
+	running, _, err := s.machine.Status(ctx)
+	if err != nil || running {
+		return false // it may be told yet, and who cannot be asked now can be later
+	}
+	s.running, s.runnable = false, false
+	return true
 }
 
 // parseStop parses a stop reply, "T05thread:p01.01;watch:1000;".
@@ -240,6 +272,7 @@ func (s *Stub) parseStop(packet string) (Stop, error) {
 // Interrupt makes a running machine stop; Wait then says so. Any goroutine may call
 // it at any time. A machine that stands still does not notice.
 func (s *Stub) Interrupt() error {
+	s.interrupted.Store(true)
 	err := s.c.write([]byte{rsp.InterruptByte})
 	if err != nil {
 		return s.c.explain(context.Background(), err)
