@@ -361,9 +361,24 @@ func (m *monitor) receive(ctx context.Context, d time.Duration) (qmp.Message, er
 
 // bound limits what is read and written on c to the time d and to the life of ctx.
 // The function it returns ends the watch over ctx.
-func bound(ctx context.Context, c net.Conn, d time.Duration) func() bool {
+func bound(ctx context.Context, c net.Conn, d time.Duration) (end func()) {
 	c.SetDeadline(time.Now().Add(d))
-	return context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
+	return cutOff(ctx, c.SetDeadline)
+}
+
+// cutOff ends what is done on a connection when ctx is over. Once end has returned it
+// does not any more: what comes next on the connection has another ctx.
+func cutOff(ctx context.Context, setDeadline func(time.Time) error) (end func()) {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		setDeadline(time.Unix(1, 0))
+		close(done)
+	})
+	return func() {
+		if !stop() {
+			<-done
+		}
+	}
 }
 
 // explain turns the failure of a socket into what it means.

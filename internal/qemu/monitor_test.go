@@ -159,6 +159,26 @@ func TestMonitorStaleReply(t *testing.T) {
 	checkEcho(t, m, "now")
 }
 
+// TestCutOff: a context that ends while its question is answered does not cut off the next.
+func TestCutOff(t *testing.T) {
+	for range 100 {
+		ctx, cancel := context.WithCancel(t.Context())
+		begun, last := make(chan struct{}), make(chan time.Time, 1)
+		end := cutOff(ctx, func(d time.Time) error {
+			close(begun)
+			time.Sleep(100 * time.Microsecond)
+			last <- d
+			return nil
+		})
+		cancel()
+		<-begun
+		end()
+		if len(last) != 1 {
+			t.Fatal("the deadline is set after the end")
+		}
+	}
+}
+
 // TestMonitorMute: nobody greets, and who is in the way cannot be seen. Nothing may
 // have been sent by then.
 func TestMonitorMute(t *testing.T) {

@@ -40,7 +40,7 @@ func (c *stubConn) write(b []byte) error {
 // running machine. A zero limit is none.
 func (c *stubConn) read(ctx context.Context, limit time.Time) (packet []byte, err error) {
 	c.conn.SetReadDeadline(limit)
-	defer context.AfterFunc(ctx, func() { c.conn.SetReadDeadline(time.Unix(1, 0)) })()
+	defer cutOff(ctx, c.conn.SetReadDeadline)()
 	var buf [8 << 10]byte
 	for naks := 0; ; {
 		e, ok, err := c.in.Next()
