@@ -83,8 +83,10 @@ func (d *Debugger) awaitOutside(ctx context.Context) (interrupted bool, err erro
 		}
 		interrupted = d.interrupt.isAsked()
 	}
-	d.ExpectStop(ctx)
-	d.awaitExpected(ctx)
+	if !interrupted { // it runs, most likely
+		d.ExpectStop(ctx)
+		d.awaitExpected(ctx)
+	}
 	if err := d.stub.Regain(ctx); err != nil {
 		return false, err
 	}
