@@ -44,8 +44,11 @@ func prepareBochsMonitor(ctx context.Context, l *Lab, c cache, o Options) (files
 // asked for.
 func (o Options) monitorTold(l *Lab) (bool, error) {
 	said, err := os.ReadFile(l.Machines[0].Log)
-	done := bytes.Contains(said, []byte(monitorReady)) &&
-		(!strings.Contains(o.Append, "crash=") || bytes.Contains(said, []byte("\ncrash ")))
+	if err != nil {
+		return false, err
+	}
+	done, err := o.monitorUp(said)
+	done = done && (!strings.Contains(o.Append, "crash=") || bytes.Contains(said, []byte("\n"+monitorCrash)))
 	if done {
 		l.heard(said)
 	}

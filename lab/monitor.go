@@ -33,6 +33,10 @@ const (
 	monitorMaxCPUs = 16
 	// monitorLeast is what it deals out: up to the end of large_page() of monitor/memory.c.
 	monitorLeast = 512 << 20
+	// monitorOver is the last line of a monitor that cannot go on; why is in the line before.
+	monitorOver = "monitor: over"
+	// monitorCrash begins the line in which it says why a VM runs no more.
+	monitorCrash = "crash "
 	// monitorReady is the line with which it says that every VM has begun its work.
 	monitorReady = "monitor: ready"
 )
@@ -164,11 +168,11 @@ func waitMonitor(ctx context.Context, _ context.CancelCauseFunc, l *Lab, o Optio
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		ready := monitorReady
-		if o.Kernel != "" {
-			ready = linuxReady
+		up, err := o.monitorUp(said)
+		if err != nil {
+			return err
 		}
-		if bytes.Contains(said, []byte(ready)) {
+		if up {
 			l.heard(said)
 			o.Progress(fmt.Sprintf("the monitor was ready after %.1f s", l.Machines[0].BootSeconds))
 			return l.save()
@@ -179,6 +183,23 @@ func waitMonitor(ctx context.Context, _ context.CancelCauseFunc, l *Lab, o Optio
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// monitorUp reports whether the monitor has said that all is up, of a Linux that itself, and
+// fails if it never will.
+func (o Options) monitorUp(said []byte) (bool, error) {
+	if before, _, over := bytes.Cut(said, []byte(monitorOver)); over {
+		before = bytes.TrimSpace(before)
+		return false, fmt.Errorf("the monitor gave up: %s", before[bytes.LastIndexByte(before, '\n')+1:])
+	}
+	if o.Kernel == "" {
+		return bytes.Contains(said, []byte(monitorReady)), nil
+	}
+	if _, crash, ok := bytes.Cut(said, []byte("\n"+monitorCrash)); ok {
+		crash, _, _ = bytes.Cut(crash, []byte("\r"))
+		return false, fmt.Errorf("the monitor could not let Linux run on: %s", crash)
+	}
+	return bytes.Contains(said, []byte(linuxReady)), nil
 }
 
 // heard takes from what the monitor said where it loaded its program in each VM.

@@ -118,15 +118,39 @@ func TestSocketPathsAreChecked(t *testing.T) {
 
 // The limits that options are checked against are those of the monitor's source.
 func TestMonitorLimits(t *testing.T) {
-	header, err := monitorSource.ReadFile("monitor/monitor.h")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{
-		fmt.Sprintf("#define MAX_VMS %d\n", monitorMaxVMs), fmt.Sprintf("#define MAX_CPUS %d\n", monitorMaxCPUs),
+	for _, c := range []struct{ file, want string }{
+		{"monitor.h", fmt.Sprintf("#define MAX_VMS %d\n", monitorMaxVMs)},
+		{"monitor.h", fmt.Sprintf("#define MAX_CPUS %d\n", monitorMaxCPUs)},
+		{"boot.S", fmt.Sprintf(".set MAX_CPUS, %d\t", monitorMaxCPUs)},
 	} {
-		if !strings.Contains(string(header), want) {
-			t.Errorf("no %q", want)
+		text, err := monitorSource.ReadFile("monitor/" + c.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(text), c.want) {
+			t.Errorf("%s: no %q", c.file, c.want)
+		}
+	}
+}
+
+func TestMonitorUp(t *testing.T) {
+	linux := Options{Kernel: "k"}
+	for _, c := range []struct {
+		o    Options
+		said string
+		up   bool
+		err  string
+	}{
+		{Options{}, "monitor: svm\r\n", false, ""},
+		{Options{}, "monitor: svm\r\nmonitor: ready\r\ncrash vm0 exit 0x1 rip 0x2\r\n", true, ""},
+		{Options{}, "monitor: svm\r\nmonitor: no such thing\r\nmonitor: over\r\n", false, "gave up: monitor: no such thing"},
+		{linux, "monitor: ready\r\n", false, ""},
+		{linux, "monitor: svm\r\nguest: ready\r\n", true, ""},
+		{linux, "monitor: vmx\r\ncrash vm0 exit 0x1f rip 0x2\r\n", false, "run on: vm0 exit 0x1f rip 0x2"},
+	} {
+		up, err := c.o.monitorUp([]byte(c.said))
+		if up != c.up || (err == nil) != (c.err == "") || err != nil && !strings.HasSuffix(err.Error(), c.err) {
+			t.Errorf("%q: %v, %v; want %v, %q", c.said, up, err, c.up, c.err)
 		}
 	}
 }

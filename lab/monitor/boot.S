@@ -12,6 +12,7 @@
 	.set EFER_LME, 1 << 8
 	.set EFER_NXE, 1 << 11
 	.set STACK, 16384			/* STACK_SIZE of monitor.h */
+	.set MAX_CPUS, 16			/* and its MAX_CPUS */
 
 	/* QEMU's -kernel takes a 64-bit ELF with this note: "Xen", type 18, a 32-bit entry point. */
 	.section .note.pvh, "a", @note
@@ -32,6 +33,7 @@ header_end:
 	.globl start32
 start32:
 	cli
+	cld
 	mov	%eax, magic			/* who loaded us, */
 	mov	%ebx, info			/* and what it has to say */
 	/* Identity, in 1 GiB pages: 512 GiB, which is all there is and then some. */
@@ -105,7 +107,10 @@ next32:
 	mov	%eax, %ds
 	mov	$1, %eax
 	lock xadd %eax, cpus
-	jmp	common32
+	cmp	$MAX_CPUS, %eax
+	jb	common32
+2:	hlt					/* the wake-up call is for all, and there is a stack for so many */
+	jmp	2b
 
 	/*
 	 * An exception in the monitor is a bug in the monitor: say so, with what the CPU pushed.
@@ -113,6 +118,7 @@ next32:
 	 */
 	.code64
 	.globl vectors
+	.balign 16				/* the label, too: cpu.c counts from there */
 vectors:
 	.set n, 0
 	.rept 32

@@ -7,7 +7,7 @@
 #define LINE_STATUS (COM1 + 5)
 #define READY_TO_SEND 0x20
 
-static volatile bool busy; /* a CPU is in the middle of a line */
+static volatile u32 speaker; /* the CPU that is in the middle of a line, counted from 1 */
 
 static void put(char c)
 {
@@ -31,7 +31,7 @@ static void put_number(u64 n, u64 base)
 
 static void put_line(const char *format, va_list args)
 {
-	while (__atomic_exchange_n(&busy, true, __ATOMIC_ACQUIRE))
+	while (!__sync_bool_compare_and_swap(&speaker, 0, this_cpu() + 1))
 		asm volatile("pause");
 	for (; *format; format++) {
 		if (*format != '%') {
@@ -55,7 +55,7 @@ static void put_line(const char *format, va_list args)
 	}
 	put('\r');
 	put('\n');
-	__atomic_store_n(&busy, false, __ATOMIC_RELEASE);
+	__atomic_store_n(&speaker, 0, __ATOMIC_RELEASE);
 }
 
 void say(const char *format, ...)
@@ -70,7 +70,10 @@ void die(const char *format, ...)
 {
 	va_list args;
 	va_start(args, format);
+	if (speaker == this_cpu() + 1) /* an exception in the middle of a line: nobody else will end it */
+		speaker = 0;
 	put_line(format, args);
+	say("monitor: over");
 	for (;;)
 		asm volatile("cli; hlt");
 }

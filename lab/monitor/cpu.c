@@ -15,6 +15,7 @@ extern u64 gdt_tss[];
 #define INIT_ALL_OTHERS 0x000c4500
 #define START_ALL_OTHERS 0x000c4600
 #define TRAMPOLINE 0x8000
+#define PATIENCE 5000000 /* microseconds or so */
 
 /* Made by the first CPU: it is zero, and so are no gates, when the others come by. */
 static void make_idt(void)
@@ -75,6 +76,9 @@ void start_other_cpus(u64 count)
 	for (int i = 0; i < 10000; i++)
 		out8(0x80, 0); /* about a microsecond each: the protocol wants 10 ms */
 	*icr = START_ALL_OTHERS | TRAMPOLINE >> 12;
-	while (cpus < count)
-		asm volatile("pause");
+	for (u64 i = 0; cpus < count; i++) {
+		if (i == PATIENCE)
+			die("monitor: %u CPUs have started, not %u", (u64)cpus, count);
+		out8(0x80, 0);
+	}
 }

@@ -15,16 +15,47 @@
 #define SCATTERED_COUNT 4096
 #define LARGE_FIRST (128ul << 20)
 #define LARGE_COUNT 192
+#define END (LARGE_FIRST + LARGE_COUNT * LARGE)
 
 static struct range { u64 first, end; } ram[32];
 static u64 ranges;
-static const char *command_line = "";
+static char command_line[1024];
 static u64 file, file_size; /* that the loader brought beside the monitor */
 
 static void found(u64 first, u64 size, u32 type)
 {
 	if (type == 1 && ranges < sizeof ram / sizeof *ram)
 		ram[ranges++] = (struct range){ first, first + size };
+}
+
+/* What the loader says is where it pleases, and that may be what is dealt out later. */
+static void keep_command_line(const char *text)
+{
+	u64 length = 0;
+	while (text[length])
+		length++;
+	if (length >= sizeof command_line)
+		die("monitor: a command line of %u bytes", length);
+	copy(command_line, text, length + 1);
+}
+
+static bool is_ram(u64 first, u64 end)
+{
+	for (u64 i = 0; i < ranges; i++)
+		if (ram[i].first <= first && end <= ram[i].end)
+			return true;
+	return false;
+}
+
+/* The same of the file, once the memory is known: behind all that is dealt out. */
+static void keep_file(void)
+{
+	if (file >= END || !file_size)
+		return;
+	if (file + file_size > END || !is_ram(END, END + file_size))
+		die("monitor: no room at %x for the %u bytes that came with it", END, file_size);
+	copy(at(END), at(file), file_size);
+	file = END;
 }
 
 /* Xen's "x86/HVM direct boot ABI", which QEMU's -kernel speaks. */
@@ -39,7 +70,7 @@ static void pvh(u64 info)
 	for (u32 i = 0; i < s->memory_map_entries; i++)
 		found(e[i].first, e[i].size, e[i].type);
 	if (s->command_line)
-		command_line = at(s->command_line);
+		keep_command_line(at(s->command_line));
 	struct module { u64 address, size, command_line, reserved; } *m = at(s->module_list);
 	if (s->modules)
 		file = m->address, file_size = m->size;
@@ -51,7 +82,11 @@ static void multiboot2(u64 info)
 	struct tag { u32 type, size; } *t;
 	for (u64 p = info + 8; (t = at(p))->type != 0; p += (t->size + 7) & ~7ul) {
 		if (t->type == 1)
-			command_line = (char *)(t + 1);
+			keep_command_line((char *)(t + 1));
+		if (t->type == 3 && !file_size) {
+			const u32 *module = (u32 *)(t + 1); /* where it begins and ends */
+			file = module[0], file_size = module[1] - module[0];
+		}
 		if (t->type != 6)
 			continue;
 		u32 entry_size = *(u32 *)(t + 1);
@@ -68,6 +103,9 @@ void memory_init(u32 magic, u64 info)
 		pvh(info);
 	else
 		die("monitor: no loader that is known: EAX %x, EBX %x", (u64)magic, info);
+	if (!is_ram(OWN, END))
+		die("monitor: it needs memory from %x to %x", OWN, END);
+	keep_file();
 }
 
 u64 own_page(void)
@@ -155,12 +193,11 @@ void *loader_file(u64 *size)
 
 void clear(u64 physical, u64 size)
 {
-	for (u64 *p = at(physical); p < (u64 *)at(physical + size); p++)
-		*p = 0;
+	void *to = at(physical);
+	asm volatile("rep stosb" : "+D"(to), "+c"(size) : "a"(0) : "memory");
 }
 
 void copy(void *to, const void *from, u64 size)
 {
-	for (u64 i = 0; i < size; i++)
-		((u8 *)to)[i] = ((const u8 *)from)[i];
+	asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(size) :: "memory");
 }

@@ -11,7 +11,7 @@
 #define HUGE (512 * LARGE)
 #define MAX_CPUS 16
 #define MAX_VMS 4
-#define STACK_SIZE 16384 /* boot.S has it, too */
+#define STACK_SIZE 16384 /* boot.S has this and MAX_CPUS, too */
 
 /* console.c: the serial line. %s, %u, %x; every number is a u64. A line is said in one piece. */
 void console_init(void);

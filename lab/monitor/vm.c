@@ -190,6 +190,8 @@ void vm_create(struct vm *vm, u64 number)
 void vm_overlap(void)
 {
 	if (option_is("plant", "page")) {
+		if (!vms[1].control)
+			die("monitor: plant=page is of two VMs");
 		u64 page = scattered_page();
 		say("plant page %x", page);
 		for (int i = 0; i < 2; i++)
