@@ -5,6 +5,9 @@
  */
 #include "monitor.h"
 
+#define PIC1_MASK 0x21
+#define PIC2_MASK 0xa1
+
 extern u32 magic, info; /* boot.S: what the loader left */
 
 const struct technology *technology;
@@ -76,6 +79,10 @@ void run(u64 cpu)
 void monitor(void)
 {
 	console_init();
+	/* Firmware leaves its timer ticking, and nothing here would take an interrupt. A Linux is started
+	   like this too (Linux 6.1 arch/x86/boot/pm.c:mask_all_interrupts). */
+	out8(PIC1_MASK, 0xff);
+	out8(PIC2_MASK, 0xff);
 	memory_init(magic, info);
 	technology = svm.here() ? &svm : vmx.here() ? &vmx : 0;
 	if (!technology)

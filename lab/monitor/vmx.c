@@ -16,7 +16,8 @@
 /* "Field Encoding in VMCS" (Appendix B). */
 enum {
 	GUEST_SELECTORS = 0x0800, HOST_SELECTORS = 0x0c00, HOST_TR = 0x0c0c,
-	EPT_POINTER = 0x201a, GUEST_PHYSICAL = 0x2400, LINK_POINTER = 0x2800, GUEST_EFER = 0x2806, HOST_EFER = 0x2c02,
+	EPT_POINTER = 0x201a, GUEST_PHYSICAL = 0x2400, LINK_POINTER = 0x2800,
+	GUEST_DEBUGCTL = 0x2802, GUEST_EFER = 0x2806, HOST_EFER = 0x2c02,
 	PIN_CONTROLS = 0x4000, CPU_CONTROLS = 0x4002, EXCEPTION_BITMAP = 0x4004, PF_MASK = 0x4006, PF_MATCH = 0x4008,
 	CR3_TARGETS = 0x400a, EXIT_CONTROLS = 0x400c, EXIT_MSR_STORES = 0x400e, EXIT_MSR_LOADS = 0x4010,
 	ENTRY_CONTROLS = 0x4012, ENTRY_MSR_LOADS = 0x4014, ENTRY_EVENT = 0x4016, CPU_CONTROLS2 = 0x401e,
@@ -139,7 +140,7 @@ static void fill_guest(struct vm *vm)
 	write(LINK_POINTER, ~0ul); /* "Guest Non-Register State": none */
 	static const u16 zero[] = {
 		GUEST_GDTR_BASE, GUEST_GDTR_LIMIT, GUEST_IDTR_BASE, GUEST_IDTR_LIMIT, GUEST_INTERRUPTIBILITY, GUEST_ACTIVITY,
-		GUEST_DEBUG, GUEST_SYSENTER_CS, GUEST_SYSENTER_ESP, GUEST_SYSENTER_EIP,
+		GUEST_DEBUGCTL, GUEST_DEBUG, GUEST_SYSENTER_CS, GUEST_SYSENTER_ESP, GUEST_SYSENTER_EIP,
 	};
 	for (u64 i = 0; i < sizeof zero / sizeof *zero; i++)
 		write(zero[i], 0);
@@ -171,7 +172,8 @@ static void fill_host(void)
 
 static void fill_controls(struct vm *vm)
 {
-	write(PIN_CONTROLS, controls(0x481, 1 << 0 | 1 << 3));              /* interrupts, NMIs */
+	/* NMIs. Not interrupts: those would exit even from a guest that has them off, as it has, and as we have. */
+	write(PIN_CONTROLS, controls(0x481, 1 << 3));
 	write(CPU_CONTROLS, controls(0x482, 1 << 7 | 1 << 24 | 1u << 31));  /* HLT, I/O; the second set */
 	write(CPU_CONTROLS2, controls(0x48b, 1 << 1));                      /* EPT */
 	write(EXIT_CONTROLS, controls(0x483, 1 << 9 | 1 << 20 | 1 << 21));  /* to 64 bits; EFER is switched */
