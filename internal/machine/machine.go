@@ -90,6 +90,8 @@ type CPU struct {
 	Source string
 	// Why says what a parked CPU waits for, as far as known ("HLT").
 	Why string
+	// Doubtful: Regs are those of its last exit, and it may have run on since.
+	Doubtful bool
 	// Control is the VMCB or VMCS in the parent's physical memory, if the CPU
 	// belongs to a nested machine. Kind is which of the two.
 	Control mem.Phys

@@ -324,6 +324,7 @@ func doubt(parent *machine.Machine, c *machine.CPU) {
 	for _, p := range parent.CPUs {
 		may := p.Entered == c.Control || p.Entered == 0 && p.EntryPC != 0
 		if p.State == machine.Lost && may && c.State == machine.Parked {
+			c.Doubtful = true
 			c.Why += ", and perhaps entered again: the registers are those of its last exit"
 			return
 		}

@@ -61,6 +61,8 @@ type stacks interface {
 	TaskOn(*arch.Registers) (linux.Task, error)
 	CPU(*arch.Registers) ([]linux.Frame, error)
 	Task(*linux.Task) ([]linux.Frame, error)
+	// TaskOfStack is the task on whose stack an address is.
+	TaskOfStack(mem.Virt) (linux.Task, error)
 	// Current is the task on a CPU of the kernel, as the kernel says.
 	Current(cpu int) (linux.Task, error)
 	// Lost is a guess at the stack of a task that ran on a CPU without registers.
@@ -88,6 +90,7 @@ type Backtracer struct {
 	machine *machine.Machine
 	stacks  stacks
 	current map[int]*linux.Task // by CPU of the machine; nil where not known
+	old     map[int]*linux.Task // that runs now where the registers are older than memory
 }
 
 // NewBacktracer begins a report on a machine that runs a kernel.
@@ -97,18 +100,30 @@ func NewBacktracer(m *machine.Machine, k *linux.Kernel, u *linux.Unwinder) *Back
 
 func newBacktracer(m *machine.Machine, from stacks) *Backtracer {
 	b := &Backtracer{report: &Backtraces{Machine: m.Name, Stacks: []Stack{}}, machine: m, stacks: from,
-		current: map[int]*linux.Task{}}
+		current: map[int]*linux.Task{}, old: map[int]*linux.Task{}}
 	for _, c := range m.CPUs {
 		// A CPU that hosts a guest does not say where its own data is.
 		t, err := from.TaskOn(c.Regs)
 		if c.State == machine.Lost { // its number is the kernel's: there is nothing else to number it by
 			t, err = from.Current(c.Index)
 		}
-		if err == nil {
+		switch {
+		case err != nil:
+		case c.Doubtful && b.onOther(c, &t):
+			b.old[c.Index] = &t
+		default:
 			b.current[c.Index] = &t
 		}
 	}
 	return b
+}
+
+// onOther reports whether the stack pointer of a CPU is on the stack of a task that is not the one
+// that runs there.
+func (b *Backtracer) onOther(c *machine.CPU, t *linux.Task) bool {
+	sp, _ := c.Regs.SP()
+	owner, err := b.stacks.TaskOfStack(mem.Virt(sp))
+	return err == nil && owner.Addr != t.Addr
 }
 
 // Report is what was collected.
@@ -132,6 +147,9 @@ func (b *Backtracer) CPU(c *machine.CPU) {
 		s.Source = c.Source
 	}
 	frames, err := b.stacks.CPU(c.Regs)
+	if t := b.old[c.Index]; t != nil {
+		err = errors.Join(err, fmt.Errorf("the registers are those of its last exit, and task %d has run since", t.PID))
+	}
 	b.add(s, frames, err)
 }
 

@@ -41,6 +41,16 @@ func (s *fakeStacks) TaskOn(regs *arch.Registers) (linux.Task, error) {
 	return linux.Task{}, linux.ErrNotFound
 }
 
+// TaskOfStack knows stacks of 16 KiB.
+func (s *fakeStacks) TaskOfStack(sp mem.Virt) (linux.Task, error) {
+	for _, t := range s.tasks {
+		if t.Stack != 0 && sp-t.Stack < 16<<10 {
+			return t, nil
+		}
+	}
+	return linux.Task{}, linux.ErrNotFound
+}
+
 func (s *fakeStacks) Current(cpu int) (linux.Task, error) {
 	for _, t := range s.tasks {
 		if t.OnCPU && t.CPU == cpu {
@@ -184,6 +194,54 @@ func checkBacktracesJSON(t *testing.T, r *Backtraces) {
 	}
 	if f := got.Stacks[0].Frames[2]; f["interrupted"] != true || f["module"] != "mod" || f["sp"] != "0x2000" {
 		t.Errorf("interrupted frame: %v", f)
+	}
+}
+
+// TestOldRegisters: a CPU that may have run on since its last exit has the stack of that moment. It
+// is not that of the task that runs now, if it is on another's.
+func TestOldRegisters(t *testing.T) {
+	for _, c := range []struct {
+		sp       uint64
+		doubtful bool
+		want     string
+	}{
+		{0x8100, true, "[CPU 0: 5 frames, the registers are those of its last exit, and task 7 has run since] " +
+			"[task 7: 2 frames, a guess from what is on its stack, where the innermost may be old: it runs on CPU 0 of the kernel, whose registers are not known]"},
+		{0x4100, true, "[CPU 0: task 7: 5 frames]"},  // its own
+		{0x100, true, "[CPU 0: task 7: 5 frames]"},   // nobody's: of an interrupt, say
+		{0x8100, false, "[CPU 0: task 7: 5 frames]"}, // a switch of tasks that was not at its end
+	} {
+		m, from := bootedStacks()
+		m.CPUs = m.CPUs[:1]
+		m.CPUs[0].State, m.CPUs[0].Doubtful = machine.Parked, c.doubtful
+		m.CPUs[0].Regs.Set("rsp", c.sp)
+		from.tasks = from.tasks[:2]
+		from.tasks[0].Stack, from.tasks[1].Stack = 0x4000, 0x8000
+		from.frames[0x4000] = from.frames[0xffffffff81000104][3:]
+		b := newBacktracer(m, from)
+		if err := b.All(); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range b.Report().Stacks {
+			text := ""
+			if s.CPU != nil {
+				text = fmt.Sprintf("CPU %d: ", *s.CPU)
+			}
+			if s.Task != nil {
+				text += fmt.Sprintf("task %d: ", s.Task.PID)
+			}
+			text += fmt.Sprintf("%d frames", len(s.Frames))
+			if s.Error != "" {
+				text += ", " + s.Error
+			}
+			if s.Task == nil || s.Task.PID == 7 {
+				got = append(got, "["+text+"]")
+			}
+		}
+		if text := strings.Join(got, " "); text != c.want {
+			t.Errorf("SP %#x, doubtful %v:\n%s, want\n%s", c.sp, c.doubtful, text, c.want)
+		}
 	}
 }
 
