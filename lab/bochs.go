@@ -25,10 +25,13 @@ import (
 const (
 	bochsTimeout = 20 * time.Minute
 	bochsMemory  = 1536 << 20
-	bochsConfig  = "bochsrc"
-	bochsLog     = "bochs.log"
-	bochsISO     = "l1.iso"
-	bochsScreen  = "screen" // what Bochs draws on its terminal
+	// bochsHost is the most that Bochs takes of its host: what of a larger memory is never
+	// touched needs none.
+	bochsHost   = 2 << 30
+	bochsConfig = "bochsrc"
+	bochsLog    = "bochs.log"
+	bochsISO    = "l1.iso"
+	bochsScreen = "screen" // what Bochs draws on its terminal
 	// bochsIPS is how many instructions are a second for the machine: about as many as
 	// Bochs does, so that its timer does not take all of them.
 	bochsIPS = 50_000_000
@@ -269,7 +272,7 @@ panic: action=fatal
 error: action=ignore
 info: action=ignore
 debug: action=ignore
-`, bochsFiles[0].path, bochsFiles[1].path, bochsIPS, o.Memory>>20, o.Memory>>20, bochsISO, machineLog(L1), bochsLog)
+`, bochsFiles[0].path, bochsFiles[1].path, bochsIPS, o.Memory>>20, min(o.Memory, bochsHost)>>20, bochsISO, machineLog(L1), bochsLog)
 	return errors.Join(os.WriteFile(filepath.Join(dir, bochsConfig), []byte(config), 0o600),
 		os.WriteFile(filepath.Join(dir, "debugger"), []byte("c\n"), 0o600))
 }

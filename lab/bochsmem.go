@@ -70,11 +70,17 @@ func writable(maps string) []mapping {
 func findBlocks(memory io.ReaderAt, maps []mapping, count int) ([]uint64, error) {
 	var found []uint64
 	for _, ram := range maps {
-		if ram.end-ram.first < uint64(count)*bochsBlock {
-			continue // the mapping that blocks are in is at least as large as all of them
+		least := min(uint64(count)*bochsBlock, bochsHost)
+		if ram.end-ram.first < least {
+			continue // the mapping that blocks are in is at least as large as Bochs was allowed
 		}
 		for _, m := range maps {
-			if m == ram || m.end-m.first < uint64(count)*8 {
+			if m == ram {
+				// A large array has a mapping of its own, which Linux joins with this one: below
+				// the blocks, since mappings are made downwards.
+				m.end -= least
+			}
+			if m.end-m.first < uint64(count)*8 {
 				continue
 			}
 			// What is not there any more while the process stands still is not it.
@@ -104,10 +110,15 @@ func findBlocks(memory io.ReaderAt, maps []mapping, count int) ([]uint64, error)
 
 // chunkOf reports whether a word can be the size that the C library keeps before an
 // array of count addresses: with its own words, and flags in the lowest 3 bits. A part
-// of the array has another address before it.
+// of the array has another address before it. With the flag IS_MMAPPED, from 128 KiB on,
+// it is a number of pages (glibc 2.36 malloc/malloc.c:sysmalloc_mmap).
 func chunkOf(word uint64, count int) bool {
-	size := word &^ 7
-	return size >= uint64(8*count+8) && size <= uint64(8*count+64)
+	const mapped, page = 2, 4096
+	size, least := word&^7, uint64(8*count+8)
+	if word&mapped != 0 {
+		return size%page == 0 && size >= least && size < least+page+8
+	}
+	return size >= least && size <= least+56
 }
 
 // blocksAt reads the array that text begins with, nil if it is none: block 0 is there, all

@@ -57,6 +57,23 @@ func TestFindBlocks(t *testing.T) {
 	}
 }
 
+// TestFindBlocksJoined has an array that is large enough for a mapping of its own, which is joined
+// with that of the blocks.
+func TestFindBlocksJoined(t *testing.T) {
+	const count, at, pages = 20480, 0x7f0000000000, 41 // of 20480 addresses and two words
+	const ramAt = at + pages*4096 + 0x10
+	text := make([]byte, ramAt-at)
+	binary.LittleEndian.PutUint64(text[8:], pages*4096|2)
+	for i := range uint64(40) {
+		binary.LittleEndian.PutUint64(text[16+8*(7*i):], ramAt+i*bochsBlock)
+	}
+	maps := []mapping{{at, ramAt + bochsHost}}
+	found, err := findBlocks(fakeProcess{at: text}, maps, count)
+	if err != nil || len(found) != count || found[0] != ramAt || found[7] != ramAt+bochsBlock || found[1] != 0 {
+		t.Errorf("%d blocks, %v", len(found), err)
+	}
+}
+
 func TestWritable(t *testing.T) {
 	got := writable("7f0000000000-7f0000002000 rw-p 00000000 00:00 0\n" +
 		"7f0000002000-7f0000003000 r-xp 00000000 08:01 42 /usr/lib/x.so\n" +

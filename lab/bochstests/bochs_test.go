@@ -92,11 +92,17 @@ func linuxLab(t *testing.T) *lab.Lab {
 	return l
 }
 
-// ask is nestdbg on the memory file; a report is decoded into T.
+// ask is askFile for the lab with Linux.
 func ask[T any](t *testing.T, args ...string) T {
 	t.Helper()
+	return askFile[T](t, linuxLab(t).MemoryFile, args...)
+}
+
+// askFile is nestdbg on a memory file; a report is decoded into T.
+func askFile[T any](t *testing.T, file string, args ...string) T {
+	t.Helper()
 	var out T
-	args = append([]string{"-t", linuxLab(t).MemoryFile, "--json"}, args...)
+	args = append([]string{"-t", file, "--json"}, args...)
 	var stderr strings.Builder
 	cmd := exec.Command(image.binary, args...)
 	cmd.Stderr = &stderr
