@@ -201,8 +201,8 @@ func makeISO(dir string, o Options, f files) error {
 		return err
 	}
 	if f.initramfs != "" {
-		// The machine reads slower than it unpacks.
-		if err := copyFile(filepath.Join(root, "boot/initrd"), f.initramfs, true); err != nil {
+		// The machine reads slower than it unpacks, where somebody unpacks it.
+		if err := copyFile(filepath.Join(root, "boot/initrd"), f.initramfs, o.Kind == BochsKind); err != nil {
 			return err
 		}
 	}
@@ -240,7 +240,11 @@ func copyFile(to, from string, compress bool) error {
 // bochsMenu is how GRUB starts L1.
 func (o Options) bochsMenu() string {
 	if o.Kind == BochsMonitorKind {
-		return "multiboot2 /boot/kernel " + o.monitorCommandLine()
+		menu := "multiboot2 /boot/kernel " + o.monitorCommandLine()
+		if o.Kernel != "" {
+			menu += "\n\tmodule2 /boot/initrd"
+		}
+		return menu
 	}
 	return "linux /boot/kernel " + o.bochsCommandLine() + "\n\tinitrd /boot/initrd"
 }

@@ -18,6 +18,9 @@ const bochsMonitorMemory = 2560 << 20
 func bochsMonitorDefaults(o *Options) {
 	setDefault(&o.CPUs, 1)
 	setDefault(&o.Memory, bochsMonitorMemory)
+	if o.Kernel != "" {
+		setDefault(&o.Timeout, bochsTimeout)
+	}
 	setDefault(&o.Timeout, 2*time.Minute)
 }
 

@@ -46,8 +46,6 @@ func (o Options) checkMonitorLinux() error {
 	switch {
 	case o.Kernel == "":
 		return nil
-	case o.Kind != MonitorKind:
-		return errors.New("Linux under the monitor is there for SVM only")
 	case o.VMs != 1 || o.CPUs != 1:
 		return fmt.Errorf("%d VMs, %d CPUs: a Linux under the monitor has the machine for itself, 1 CPU", o.VMs, o.CPUs)
 	case o.Memory < monitorLinuxLeast:

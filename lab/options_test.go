@@ -57,7 +57,7 @@ func TestOptionErrors(t *testing.T) {
 		{Options{Kind: MonitorKind, CPUs: 17}, "1 to 16"},
 		{Options{Kind: MonitorKind, L1Kernel: "k"}, "no kernel"},
 		{Options{Kind: MonitorKind, Kernel: "k", VMs: 2}, "1 CPU"},
-		{Options{Kind: BochsMonitorKind, Kernel: "k"}, "SVM only"},
+		{Options{Kind: BochsMonitorKind, Kernel: "k", VMs: 2}, "1 CPU"},
 		{Options{Kind: MonitorKind, Memory: 64 << 20}, "needs 512M"},
 	} {
 		_, err := c.o.withDefaults()

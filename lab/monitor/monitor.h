@@ -132,10 +132,10 @@ static inline void wrmsr(u32 n, u64 v)
 }
 
 struct cpuid { u32 a, b, c, d; };
-static inline struct cpuid cpuid(u32 leaf)
+static inline struct cpuid cpuid(u32 leaf, u32 subleaf)
 {
 	struct cpuid r;
-	asm volatile("cpuid" : "=a"(r.a), "=b"(r.b), "=c"(r.c), "=d"(r.d) : "a"(leaf), "c"(0));
+	asm volatile("cpuid" : "=a"(r.a), "=b"(r.b), "=c"(r.c), "=d"(r.d) : "a"(leaf), "c"(subleaf));
 	return r;
 }
 

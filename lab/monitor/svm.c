@@ -28,7 +28,7 @@ static u64 host_save[MAX_CPUS];
 
 static bool svm_here(void)
 {
-	return cpuid(0x80000000).a >= 0x8000000a && cpuid(0x80000001).c & 1 << 2 && cpuid(0x8000000a).d & 1;
+	return cpuid(0x80000000, 0).a >= 0x8000000a && cpuid(0x80000001, 0).c & 1 << 2 && cpuid(0x8000000a, 0).d & 1;
 }
 
 /* Nested tables are those of the processor, and boot.S has used such pages already. */

@@ -1,10 +1,14 @@
 /* Intel VMX with EPT. The manual is the SDM, Vol. 3C; names in quotes are its titles. */
 #include "monitor.h"
 
+#define CPUID_VMX (1 << 5)       /* leaf 1, ECX, as is */
+#define CPUID_OSXSAVE (1 << 27)
+#define CPUID_OSPKE (1 << 4)     /* leaf 7, ECX */
 #define FEATURE_CONTROL 0x3a
 #define FEATURE_LOCKED (1 << 0)
 #define FEATURE_VMXON (1 << 2)
 #define VMX_BASIC 0x480
+#define BASIC_HAS_TRUE (1ul << 55)
 #define CR0_FIXED0 0x486
 #define CR4_FIXED0 0x488
 #define EPT_CAPABILITIES 0x48c
@@ -16,11 +20,11 @@
 /* "Field Encoding in VMCS" (Appendix B). */
 enum {
 	GUEST_SELECTORS = 0x0800, HOST_SELECTORS = 0x0c00, HOST_TR = 0x0c0c,
-	EPT_POINTER = 0x201a, GUEST_PHYSICAL = 0x2400, LINK_POINTER = 0x2800,
+	MSR_BITMAP = 0x2004, EPT_POINTER = 0x201a, XSS_EXITS = 0x202c, GUEST_PHYSICAL = 0x2400, LINK_POINTER = 0x2800,
 	GUEST_DEBUGCTL = 0x2802, GUEST_EFER = 0x2806, HOST_EFER = 0x2c02,
 	PIN_CONTROLS = 0x4000, CPU_CONTROLS = 0x4002, EXCEPTION_BITMAP = 0x4004, PF_MASK = 0x4006, PF_MATCH = 0x4008,
 	CR3_TARGETS = 0x400a, EXIT_CONTROLS = 0x400c, EXIT_MSR_STORES = 0x400e, EXIT_MSR_LOADS = 0x4010,
-	ENTRY_CONTROLS = 0x4012, ENTRY_MSR_LOADS = 0x4014, ENTRY_EVENT = 0x4016, CPU_CONTROLS2 = 0x401e,
+	ENTRY_CONTROLS = 0x4012, ENTRY_MSR_LOADS = 0x4014, ENTRY_EVENT = 0x4016, ENTRY_ERROR_CODE = 0x4018, CPU_CONTROLS2 = 0x401e,
 	INSTRUCTION_ERROR = 0x4400, EXIT_REASON = 0x4402, EXIT_EVENT = 0x4404, INSTRUCTION_LENGTH = 0x440c,
 	GUEST_LIMITS = 0x4800, GUEST_GDTR_LIMIT = 0x4810, GUEST_IDTR_LIMIT = 0x4812, GUEST_RIGHTS = 0x4814,
 	GUEST_INTERRUPTIBILITY = 0x4824, GUEST_ACTIVITY = 0x4826, GUEST_SYSENTER_CS = 0x482a, HOST_SYSENTER_CS = 0x4c00,
@@ -36,7 +40,27 @@ enum {
 /* Segments are numbered in this order, in steps of 2, in all groups of fields. */
 enum { ES, CS, SS, DS, FS, GS, LDTR, TR, SEGMENTS };
 
-enum { REASON_EXCEPTION = 0, REASON_VMCALL = 18, REASON_EPT_VIOLATION = 48 };
+enum {
+	REASON_EXCEPTION = 0, REASON_CPUID = 10, REASON_INVD = 13, REASON_VMCALL = 18,
+	REASON_RDMSR = 31, REASON_WRMSR = 32, REASON_EPT_VIOLATION = 48, REASON_XSETBV = 55,
+};
+
+/* "VM-Execution Control Fields", "VM-Exit Controls", "VM-Entry Controls". */
+enum {
+	PIN = 0x481, CPU = 0x482, EXIT = 0x483, ENTRY = 0x484, CPU2 = 0x48b, /* the MSRs that say what may be */
+	PIN_NMI_EXITS = 1 << 3,
+	CPU_HLT_EXITS = 1 << 7, CPU_IO_EXITS = 1 << 24, CPU_MSR_BITMAP = 1 << 28, CPU_MORE = 1u << 31,
+	CPU2_EPT = 1 << 1, CPU2_RDTSCP = 1 << 3, CPU2_UNRESTRICTED = 1 << 7, CPU2_INVPCID = 1 << 12, CPU2_XSAVES = 1 << 20,
+	EXIT_SAVE_DEBUG = 1 << 2, EXIT_64 = 1 << 9, EXIT_SAVE_EFER = 1 << 20, EXIT_LOAD_EFER = 1 << 21,
+	ENTRY_LOAD_DEBUG = 1 << 2, ENTRY_64 = 1 << 9, ENTRY_LOAD_EFER = 1 << 15,
+};
+
+/* "VM-Entry Controls for Event Injection": valid, with an error code, an exception, 13. */
+#define GENERAL_PROTECTION (1u << 31 | 1 << 11 | 3 << 8 | 13)
+
+#define CR4_VMXE (1 << 13)
+#define CR4_OSXSAVE (1 << 18)
+#define CR4_PKE (1 << 22)
 
 static u64 current[MAX_CPUS]; /* the VMCS that a CPU has loaded */
 
@@ -64,20 +88,26 @@ static u64 read(u64 field)
 }
 
 /* "Reserved Controls and Default Settings": an MSR says which bits must be 1 (low half) and which
-   may be (high half). */
+   may be (high half). Newer processors have a second one for some, which leaves more to us. */
+static u64 allowed_controls(u32 msr)
+{
+	bool second = msr <= ENTRY && rdmsr(VMX_BASIC) & BASIC_HAS_TRUE;
+	return rdmsr(second ? msr + 0x48d - PIN : msr);
+}
+
 static u64 controls(u32 msr, u64 wanted)
 {
-	u64 allowed = rdmsr(msr);
+	u64 allowed = allowed_controls(msr);
 	check(!(wanted & ~(allowed >> 32)), "VMX controls", wanted);
 	return (wanted | (u32)allowed) & allowed >> 32;
 }
 
-static bool may(u32 msr, u32 bit) { return rdmsr(msr) >> 32 & 1ul << bit; }
+static bool may(u32 msr, u32 control) { return allowed_controls(msr) >> 32 & control; }
 
 static bool vmx_here(void)
 {
 	u64 wanted = EPT_HAS_4_LEVELS | EPT_HAS_WRITE_BACK | EPT_HAS_LARGE;
-	return cpuid(1).c & 1 << 5 && may(0x482, 31) && may(0x48b, 1) && (rdmsr(EPT_CAPABILITIES) & wanted) == wanted;
+	return cpuid(1, 0).c & CPUID_VMX && may(CPU, CPU_MORE) && may(CPU2, CPU2_EPT) && (rdmsr(EPT_CAPABILITIES) & wanted) == wanted;
 }
 
 static bool vmx_huge(void) { return rdmsr(EPT_CAPABILITIES) & EPT_HAS_HUGE; }
@@ -108,14 +138,14 @@ static void vmx_enable(void)
 	check(ok, "VMXON", vmxon_regions[this_cpu()]);
 }
 
-/* The fields cannot be written before VMXON: see fill(). */
+/* The fields cannot be written before VMXON: see load(). */
 static void vmx_create(struct vm *vm)
 {
 	for (u64 i = 0; i < MAX_CPUS && !vmxon_regions[i]; i++)
 		vmxon_regions[i] = region();
 	vm->control = region();
-	if (vm->passed_through)
-		die("%s: passing the machine through is not there for VMX", vm->name);
+	if (vm->passed_through && !(rdmsr(VMX_BASIC) & BASIC_HAS_TRUE))
+		die("%s: this processor cannot pass CR3 through", vm->name);
 }
 
 /* A guest that is in 64-bit mode from the start, in ring 0, and has no interrupt table: what
@@ -170,19 +200,33 @@ static void fill_host(void)
 		write(zero[i], 0);
 }
 
+/* What must exit. Interrupts do not, since they would even from a guest that has them off; and so
+   has the program, and so have we. */
 static void fill_controls(struct vm *vm)
 {
-	/* NMIs. Not interrupts: those would exit even from a guest that has them off, as it has, and as we have. */
-	write(PIN_CONTROLS, controls(0x481, 1 << 3));
-	write(CPU_CONTROLS, controls(0x482, 1 << 7 | 1 << 24 | 1u << 31));  /* HLT, I/O; the second set */
-	write(CPU_CONTROLS2, controls(0x48b, 1 << 1));                      /* EPT */
-	write(EXIT_CONTROLS, controls(0x483, 1 << 9 | 1 << 20 | 1 << 21));  /* to 64 bits; EFER is switched */
-	write(ENTRY_CONTROLS, controls(0x484, 1 << 9 | 1 << 15));           /* the same */
-	write(EPT_POINTER, vm->second.root | (4 - 1) << 3 | 6);             /* four levels, write-back */
-	write(EXCEPTION_BITMAP, 0xffffffff);
+	u64 pin = PIN_NMI_EXITS, cpu = CPU_HLT_EXITS | CPU_IO_EXITS | CPU_MORE, cpu2 = CPU2_EPT;
+	if (vm->passed_through) {
+		/* A Linux that starts goes through 32-bit mode once more, without paging. */
+		pin = 0, cpu = CPU_MSR_BITMAP | CPU_MORE, cpu2 = CPU2_EPT | CPU2_UNRESTRICTED;
+		/* Instructions that are none without their control: where CPUID has them, so they are. */
+		static const u32 more[] = { CPU2_RDTSCP, CPU2_INVPCID, CPU2_XSAVES };
+		for (u64 i = 0; i < sizeof more / sizeof *more; i++)
+			cpu2 |= may(CPU2, more[i]) ? more[i] : 0;
+		write(MSR_BITMAP, own_page());
+		if (cpu2 & CPU2_XSAVES)
+			write(XSS_EXITS, 0);
+	}
+	write(PIN_CONTROLS, controls(PIN, pin));
+	write(CPU_CONTROLS, controls(CPU, cpu));
+	write(CPU_CONTROLS2, controls(CPU2, cpu2));
+	write(EXIT_CONTROLS, controls(EXIT, EXIT_SAVE_DEBUG | EXIT_64 | EXIT_SAVE_EFER | EXIT_LOAD_EFER));
+	write(ENTRY_CONTROLS, controls(ENTRY, ENTRY_LOAD_DEBUG | ENTRY_64 | ENTRY_LOAD_EFER));
+	write(EPT_POINTER, vm->second.root | (4 - 1) << 3 | 6); /* four levels, write-back */
+	write(EXCEPTION_BITMAP, vm->passed_through ? 0 : 0xffffffff);
+	write(CR4_MASK, CR4_VMXE); /* has to be set, and a guest sees it clear */
 	static const u16 zero[] = {
 		PF_MASK, PF_MATCH, CR3_TARGETS, EXIT_MSR_STORES, EXIT_MSR_LOADS, ENTRY_MSR_LOADS, ENTRY_EVENT,
-		CR0_MASK, CR4_MASK, CR0_SHADOW, CR4_SHADOW,
+		CR0_MASK, CR0_SHADOW, CR4_SHADOW,
 	};
 	for (u64 i = 0; i < sizeof zero / sizeof *zero; i++)
 		write(zero[i], 0);
@@ -207,12 +251,64 @@ static void load(struct vm *vm)
 	}
 }
 
+static void skip_instruction(void) { write(GUEST_RIP, read(GUEST_RIP) + read(INSTRUCTION_LENGTH)); }
+
+/* The processor's own answer, but that there is no VMX, and what depends on the guest's CR4. */
+static void answer_cpuid(struct vm *vm)
+{
+	u32 leaf = vm->regs.rax;
+	struct cpuid r = cpuid(leaf, vm->regs.rcx);
+	u64 cr4 = read(GUEST_CR4);
+	if (leaf == 1)
+		r.c = (r.c & ~(CPUID_VMX | CPUID_OSXSAVE)) | (cr4 & CR4_OSXSAVE ? CPUID_OSXSAVE : 0);
+	if (leaf == 7 && (u32)vm->regs.rcx == 0)
+		r.c = (r.c & ~CPUID_OSPKE) | (cr4 & CR4_PKE ? CPUID_OSPKE : 0);
+	vm->regs.rax = r.a, vm->regs.rbx = r.b, vm->regs.rcx = r.c, vm->regs.rdx = r.d;
+}
+
+static void set_xcr(struct vm *vm)
+{
+	u64 cr4;
+	asm volatile("mov %%cr4, %0" : "=r"(cr4));
+	asm volatile("mov %0, %%cr4" :: "r"(cr4 | CR4_OSXSAVE));
+	asm volatile("xsetbv" :: "c"((u32)vm->regs.rcx), "a"((u32)vm->regs.rax), "d"((u32)vm->regs.rdx));
+	asm volatile("mov %0, %%cr4" :: "r"(cr4));
+}
+
+/* "Instructions That Cause VM Exits Unconditionally": those of a guest that has the machine are
+   executed for it. */
+static bool executed(struct vm *vm, u64 reason)
+{
+	switch (reason) {
+	case REASON_CPUID:
+		answer_cpuid(vm);
+		break;
+	case REASON_XSETBV:
+		set_xcr(vm);
+		break;
+	case REASON_INVD:
+		asm volatile("wbinvd");
+		break;
+	case REASON_RDMSR: /* of numbers that the bitmap has no bits for, and no processor has */
+	case REASON_WRMSR:
+		write(ENTRY_EVENT, GENERAL_PROTECTION);
+		write(ENTRY_ERROR_CODE, 0);
+		return true;
+	default:
+		return false;
+	}
+	skip_instruction();
+	return true;
+}
+
 static struct exit vmx_run(struct vm *vm)
 {
 	load(vm);
-	if (!vmx_enter(&vm->regs, vm->launched))
-		die("%s: VM entry refused, error %u", vm->name, read(INSTRUCTION_ERROR));
-	vm->launched = true;
+	do {
+		if (!vmx_enter(&vm->regs, vm->launched))
+			die("%s: VM entry refused, error %u", vm->name, read(INSTRUCTION_ERROR));
+		vm->launched = true;
+	} while (vm->passed_through && executed(vm, read(EXIT_REASON)));
 
 	struct exit e = { .code = read(EXIT_REASON), .rip = read(GUEST_RIP), .why = EXIT_OTHER };
 	switch (e.code) { /* bit 31 is set when the guest's state was refused */
@@ -235,7 +331,7 @@ static struct exit vmx_run(struct vm *vm)
 static void vmx_answer(struct vm *vm, u64 rax)
 {
 	vm->regs.rax = rax;
-	write(GUEST_RIP, read(GUEST_RIP) + read(INSTRUCTION_LENGTH));
+	skip_instruction();
 }
 
 const struct technology vmx = { "vmx", &ept, vmx_here, vmx_huge, vmx_enable, vmx_create, vmx_run, vmx_answer };
