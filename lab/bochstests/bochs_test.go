@@ -1,6 +1,7 @@
-// Package bochstests has the test on Linux with KVM for Intel: the lab in Bochs, of
-// which memory is left. It boots for minutes, and so is not among the other lab tests;
-// "make test-bochs" runs it.
+// Package bochstests has the tests of what needs VMX: the labs in Bochs, of which memory
+// is left. Linux boots for minutes there, with KVM for Intel or under the monitor, and
+// so is not among the other lab tests; "make test-bochs" runs it. The monitor takes
+// seconds: "make test" runs what is called TestMonitor.
 package bochstests
 
 import (
