@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -206,6 +207,23 @@ func checkAlmanac(t *testing.T, m *machine.Machine) {
 	got := make([]byte, len(want))
 	if _, err := space.ReadVirt(got, 0x610000000000); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%s: the almanac is not what the monitor wrote (%v)", m.Name, err)
+	}
+}
+
+// TestMonitorBootTime: from QEMU's start to the first round of every VM it is under a second. The
+// fastest of a few boots counts, since others use this machine, too.
+func TestMonitorBootTime(t *testing.T) {
+	const limit = 1.0 // seconds
+	fastest := math.Inf(1)
+	for n := 0; n < 5 && fastest >= limit; n++ {
+		t.Run(fmt.Sprint(n), func(t *testing.T) { // its end ends the lab
+			l, _ := bootMonitor(t, lab.Options{VMs: 2, CPUs: 2})
+			fastest = min(fastest, l.Machines[0].BootSeconds)
+		})
+	}
+	t.Logf("the monitor and two VMs: %.2f s to boot", fastest)
+	if fastest >= limit {
+		t.Errorf("not under %.0f s", limit)
 	}
 }
 
