@@ -25,7 +25,7 @@ const (
 	linuxBox   = "/bin/busybox"
 )
 
-// linuxInit is the init of that Linux: what tests want to know, then nothing any more.
+// linuxInit is the init of that Linux: what tests want to know, then what it is told to do.
 const linuxInit = "#!" + linuxBox + ` sh
 b=` + linuxBox + `
 $b mkdir -p /proc /dev
@@ -38,6 +38,7 @@ tell symbols $b grep -E ' (init_task|schedule|vfs_read|linux_banner|init_uts_ns|
 tell tasks $b sh -c "$b cat /proc/[0-9]*/stat | $b cut -d' ' -f1,2"
 tell log $b dmesg
 echo "` + linuxReady + `"
+while read line; do $b sh -c "$line"; done # what somebody says on the console
 while :; do $b sleep 3600; done
 `
 

@@ -2,7 +2,11 @@ package tests
 
 import (
 	"fmt"
+	"io"
+	"net"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,7 +15,7 @@ import (
 
 // TestMonitorLinux: Linux under a hypervisor of which nestdbg is told nothing. What it
 // says of itself, and every page of the second stage by the hypervisor's word, is what
-// nestdbg says; a breakpoint by name; and the same from memory alone when QEMU is gone.
+// nestdbg says; a session with gdb; and then its panic, from memory alone when QEMU is gone.
 func TestMonitorLinux(t *testing.T) {
 	l, truth := bootMonitor(t, lab.Options{Kernel: lab.DefaultKernel})
 	second := decode[monitorMaps](t, must(t, l, "maps", "-m", "vm0", "--stage", "2", "--json"))
@@ -22,15 +26,97 @@ func TestMonitorLinux(t *testing.T) {
 	script := filepath.Join("testdata", "monitor", "linux.gdb")
 	expectScript(t, script, monitorGDB(t, []string{"-t", fmt.Sprint(l.PID)}, script))
 
-	file := killQEMU(t, l)
-	checkMonitorLinux(t, l, func(args ...string) string {
+	// It wants to reboot, and for that to leave SVM: the monitor ends it there, and has its registers.
+	file := panicLinux(t, l, "", "\ncrash vm0 exit 0x84 ")
+	ask := askMemory(t, file)
+	checkMonitorLinux(t, l, ask)
+	checkPanic(t, ask, false)
+	script = filepath.Join("testdata", "monitor", "linux-dead.gdb")
+	expectScript(t, script, monitorGDB(t, []string{"-t", file}, script))
+}
+
+// TestMonitorLinuxHangs: a Linux that stays in its panic. It has the machine, so it has never come
+// back to the monitor, and nobody has its registers: the stack is found by what memory says.
+func TestMonitorLinuxHangs(t *testing.T) {
+	l, _ := bootMonitor(t, lab.Options{Kernel: lab.DefaultKernel})
+	ask := askMemory(t, panicLinux(t, l, "echo 0 > /proc/sys/kernel/panic; ", "---[ end Kernel panic"))
+	checkMonitorLinux(t, l, ask)
+	checkPanic(t, ask, true)
+}
+
+// panicLinux lets the Linux under the monitor do something and panic, waits for a text on the serial
+// line, ends QEMU and returns its memory.
+func panicLinux(t *testing.T, l *lab.Lab, first, last string) string {
+	t.Helper()
+	console, err := net.Dial("unix", filepath.Join(l.Dir, "l1.console"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer console.Close()
+	go io.Copy(io.Discard, console) // QEMU waits for who is connected and does not read
+	if _, err := io.WriteString(console, first+"echo c > /proc/sysrq-trigger\n"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it panics", commandLimit, func() bool {
+		said, err := os.ReadFile(l.Machines[0].Log)
+		return err == nil && strings.Contains(string(said), last)
+	})
+	return killQEMU(t, l)
+}
+
+// askMemory asks nestdbg about the VM in a memory file.
+func askMemory(t *testing.T, file string) func(args ...string) string {
+	return func(args ...string) string {
+		t.Helper()
 		args = append([]string{"-t", file, "-m", "vm0"}, args...)
 		r := nestdbg(t, args...)
 		if r.status != 0 {
 			t.Fatalf("nestdbg %q: status %d, %s", args, r.status, r.stderr)
 		}
 		return r.stdout
-	})
+	}
+}
+
+// checkPanic: the log, the report and the stack of the task that did it.
+func checkPanic(t *testing.T, ask func(args ...string) string, guess bool) {
+	t.Helper()
+	const why = "Kernel panic - not syncing: sysrq triggered crash"
+	if log := ask("dmesg"); !strings.Contains(log, why) {
+		t.Errorf("no panic in the log:\n%s", log)
+	}
+	_, pid, _ := strings.Cut(ask("dmesg"), "CPU: 0 PID: ")
+	pid, _, _ = strings.Cut(pid, " ")
+	report := ask("report")
+	died, _, _ := strings.Cut(report, "== the tower ==")
+	if !strings.Contains(died, "(CPU 0, task "+pid+"): "+why) {
+		t.Errorf("task %s panicked, the report says\n%s", pid, died)
+	}
+	var got []string
+	for _, s := range decode[struct {
+		Stacks []struct {
+			Task   *struct{ PID int }
+			Frames []struct {
+				Symbol string
+				Guess  bool
+			}
+		}
+	}](t, ask("bt", "--all", "--json")).Stacks {
+		if s.Task == nil || fmt.Sprint(s.Task.PID) != pid {
+			continue
+		}
+		for _, f := range s.Frames {
+			got = append(got, f.Symbol)
+			if f.Guess != guess {
+				t.Errorf("frame %+v: a guess? want %v", f, guess)
+			}
+		}
+	}
+	// As in the log, but for what is above.
+	want := []string{"sysrq_handle_crash", "__handle_sysrq.cold", "write_sysrq_trigger", "proc_reg_write", "vfs_write", "ksys_write",
+		"do_syscall_64", "entry_SYSCALL_64_after_hwframe", ""}
+	if at := slices.Index(got, want[0]); at < 1 || got[at-1] != "panic" || !slices.Equal(got[at:], want) {
+		t.Errorf("the stack of task %s is %q\n%s", pid, got, ask("bt"))
+	}
 }
 
 // checkMonitorLinux compares what the guest said on its console with nestdbg's answers.
