@@ -85,9 +85,13 @@ func TestConfirm(t *testing.T) {
 
 // writeStub is a stub that knows how to write. Each call fails once its context is done.
 type writeStub struct {
-	session.Stub // nil
-	calls        []string
+	noStub
+	nestedtest.NoRegisters
+	calls []string
 }
+
+// noStub is what a test's stub is asked for besides.
+type noStub struct{ session.Stub }
 
 func (s *writeStub) WritePhys(ctx context.Context, _ mem.Phys, p []byte) error {
 	s.calls = append(s.calls, fmt.Sprintf("write %x", p))

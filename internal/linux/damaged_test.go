@@ -29,7 +29,7 @@ func TestDamagedUnwindTable(t *testing.T) {
 		if len(got) != tt.frames || got[len(got)-1].Guess || !errors.Is(err, tt.err) {
 			t.Errorf("%s: %+v, %v", tt.name, got, err)
 		}
-		if len(u.Problems) != 1 || u.Problems[0].String() != "unwind table: 1 of 7 entries are damaged: orc table corrupt" {
+		if len(u.Problems) != 1 || u.Problems[0].String() != "unwind table: 1 of 9 entries are damaged: orc table corrupt" {
 			t.Errorf("%s: problems %v", tt.name, u.Problems)
 		}
 	}

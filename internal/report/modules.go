@@ -23,7 +23,7 @@ type Module struct {
 	Name      string   `json:"name"`
 	Size      uint64   `json:"size"`
 	Refs      *int     `json:"refs"`
-	UsedBy    []string `json:"used_by"`
+	UsedBy    []string `json:"used_by" nil:"unknown"`
 	Permanent bool     `json:"permanent,omitempty"`
 	Base      Hex      `json:"base"`
 	State     string   `json:"state"`

@@ -2,6 +2,7 @@ package nestedtest
 
 import (
 	"context"
+	"errors"
 
 	"nestdbg/internal/arch"
 	"nestdbg/internal/machine"
@@ -35,4 +36,13 @@ func (s Still) CPUs(context.Context) ([]*arch.Registers, error) {
 		out = append(out, r.Clone())
 	}
 	return out, nil
+}
+
+// NoRegisters is the part of a stub that tells registers, and has none: what was looked
+// at cannot be compared with it.
+type NoRegisters struct{}
+
+// Registers fails.
+func (NoRegisters) Registers(context.Context, int) (*arch.Registers, error) {
+	return nil, errors.New("this stub has no registers")
 }
