@@ -218,15 +218,29 @@ func AllocSections(path string) ([]string, error) {
 
 // FirstSegment is the link address of an ELF file's first PT_LOAD.
 func FirstSegment(path string) (uint64, error) {
-	f, err := elf.Open(path)
+	all, err := Segments(path)
 	if err != nil {
 		return 0, err
 	}
+	return all[0], nil
+}
+
+// Segments are the link addresses of an ELF file's PT_LOADs, in its order. A file
+// without any is an error.
+func Segments(path string) ([]uint64, error) {
+	f, err := elf.Open(path)
+	if err != nil {
+		return nil, err
+	}
 	defer f.Close()
+	var out []uint64
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_LOAD {
-			return p.Vaddr, nil
+			out = append(out, p.Vaddr)
 		}
 	}
-	return 0, errors.New(path + ": no loadable segment")
+	if len(out) == 0 {
+		return nil, errors.New(path + ": no loadable segment")
+	}
+	return out, nil
 }

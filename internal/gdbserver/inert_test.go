@@ -1,6 +1,7 @@
 package gdbserver_test
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -73,8 +74,12 @@ func TestInertThreadsAreNotResumed(t *testing.T) {
 			}
 			continue
 		}
-		if want := "E.thread " + c.refused + " does not run now, so it cannot be stepped or resumed; " +
-			"select the thread of a CPU"; got != want || ran {
+		want := "thread " + c.refused + " does not run now, so it cannot be stepped or resumed; select the thread of a CPU"
+		var pid, tid int
+		if n, _ := fmt.Sscanf(c.refused, "%d.%d", &pid, &tid); n != 2 {
+			t.Fatal(c.refused)
+		}
+		if got != stays(fmt.Sprintf("p%x.%x", pid, tid), want) || ran {
 			t.Errorf("%s: %q, ran: %v", c.packet, got, ran)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 
 	"nestdbg/internal/rsp"
 )
@@ -72,14 +73,18 @@ func (e *Engine) Stopped(ctx context.Context, r Result) (out []byte) {
 		return e.out
 	}
 	if r.err != nil {
-		// gdb shows the text and takes the thread as stopped.
 		level := slog.LevelWarn
 		if _, refused := errors.AsType[refusal](r.err); refused {
 			level = slog.LevelDebug
 		}
 		e.log.Log(ctx, level, "gdb: running failed", "error", r.err)
 		e.run.active = false
-		e.send(textReply(r.err.Error()))
+		if id, ok := e.resumedThread(); ok {
+			e.stay(ctx, id, r.err.Error())
+			e.send(e.reply)
+		} else {
+			e.send(textReply(r.err.Error()))
+		}
 		return e.out
 	}
 	if e.stopped(ctx, r.stop) {
@@ -87,6 +92,13 @@ func (e *Engine) Stopped(ctx context.Context, r Result) (out []byte) {
 		e.send(e.reply)
 	}
 	return e.out
+}
+
+// stay answers a resumption that failed: the thread stands where it was, and the
+// person reads why. An error in its place would leave the choice of the thread that
+// stopped to gdb, and gdb 18 takes the first that there is.
+func (e *Engine) stay(ctx context.Context, id rsp.ThreadID, why string) {
+	e.deliver(ctx, Stop{PID: id.PID, TID: id.TID, Core: -1, Text: "[nestdbg: " + why + "]\n"})
 }
 
 func (e *Engine) stopPanicked(p *panicError) {
@@ -256,12 +268,8 @@ func (e *Engine) resumedThread() (rsp.ThreadID, bool) {
 // inert reports whether a thread cannot run. One that the list does not have any
 // more was inert: vCPUs stay as long as their machine.
 func (p *process) inert(tid int) bool {
-	for _, t := range p.threads {
-		if t.ID == tid {
-			return t.Inert
-		}
-	}
-	return true
+	i := slices.IndexFunc(p.threads, func(t Thread) bool { return t.ID == tid })
+	return i < 0 || p.threads[i].Inert
 }
 
 // resumesInert returns an inert thread that the client wants resumed by itself.

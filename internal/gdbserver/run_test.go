@@ -32,7 +32,12 @@ var (
 	event   = gdbserver.Stop{Text: "vm1 appeared\n", Core: -1}
 )
 
-const endOfScript = "E.end of script"
+// stays is the reply to a resumption that failed: the thread stands where it was.
+func stays(thread, why string) string {
+	return "O" + hexOf("[nestdbg: "+why+"]\n") + "|T00thread:" + thread + ";"
+}
+
+var endOfScript = stays("p2.1", "end of script")
 
 func TestActions(t *testing.T) {
 	for _, c := range []struct{ packet, seen, reply string }{
@@ -44,9 +49,9 @@ func TestActions(t *testing.T) {
 		{"vCont;s:p2.1;c", ";s:2.1;c:-1.-1", endOfScript},
 		{"vCont;s:1;c", ";s:2.1;c:-1.-1", endOfScript},
 		{"vCont;C0b:p1.2;S0f:p2.1", ";c!b:1.2;s!f:2.1", endOfScript},
-		{"vCont;r10,20:p1.1;c:p1.-1", ";r10,20:1.1;c:1.-1", endOfScript},
-		{"vCont;r10,10:p1.1", ";s:1.1", endOfScript},
-		{"vCont;r0,1:p1.1", ";s:1.1", endOfScript},
+		{"vCont;r10,20:p1.1;c:p1.-1", ";r10,20:1.1;c:1.-1", stays("p1.1", "end of script")},
+		{"vCont;r10,10:p1.1", ";s:1.1", stays("p1.1", "end of script")},
+		{"vCont;r0,1:p1.1", ";s:1.1", stays("p1.1", "end of script")},
 		{"vCont;t:p1.1;c", ";t:1.1;c:-1.-1", endOfScript},
 		{"c", ";c:-1.-1", endOfScript},
 		{"C05", ";c!5:-1.-1", endOfScript},

@@ -167,8 +167,10 @@ type Symbols interface {
 	Libraries(pid int) []Library
 }
 
-// Library is a loaded relocatable file: Sections has the address of each section
-// with SHF_ALLOC, in the file's order, none left out.
+// Library is a loaded file. Of a relocatable one Sections has the address of each
+// section with SHF_ALLOC, in the file's order, none left out; of one with PT_LOADs
+// Segments has the address of each of these. No address may be 0: gdb 18 takes a library
+// at 0 for one that it has (seen; 13 and 16 do not).
 //
 // A file that two machines loaded must have a Path of its own for each; a symbolic
 // link is enough. gdb notes where it put the sections of a relocatable file in what
@@ -177,6 +179,7 @@ type Symbols interface {
 type Library struct {
 	Path     string
 	Sections []uint64
+	Segments []uint64
 }
 
 // Monitor runs what a person types behind "monitor". pid and tid are the current

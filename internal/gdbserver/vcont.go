@@ -140,16 +140,22 @@ func legacyResume(verb byte) handler {
 
 // resume sets the machines running, or delivers a stop that was held for this.
 func (e *Engine) resume(ctx context.Context, actions []Action) error {
-	if e.target.Resume == nil {
-		return refuse("nothing can run here: this is not a live machine")
-	}
+	const dead = "nothing can run here: this is not a live machine"
 	if _, _, err := e.current(ctx); err != nil {
+		if e.target.Resume == nil {
+			return refuse(dead)
+		}
 		return err
+	}
+	if e.target.Resume == nil {
+		e.stay(ctx, e.general, dead)
+		return nil
 	}
 	e.run.actions, e.run.interrupted = actions, false
 	if id, ok := e.resumesInert(); ok {
-		return refuse("thread %d.%d does not run now, so it cannot be stepped or resumed; select the thread of a CPU",
-			id.PID, id.TID)
+		e.stay(ctx, id, fmt.Sprintf("thread %d.%d does not run now, so it cannot be stepped or resumed; select the thread of a CPU",
+			id.PID, id.TID))
+		return nil
 	}
 	if s, ok := e.takeHeld(); ok {
 		e.deliver(ctx, s)

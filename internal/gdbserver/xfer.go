@@ -145,8 +145,9 @@ func (e *Engine) execFile(ctx context.Context, annex string) ([]byte, error) {
 	return []byte(path), nil
 }
 
-// librariesXML lists the modules of the current machine. gdb adds each address to
-// the section's own, which is 0 in a relocatable file.
+// librariesXML lists the modules of the current machine. gdb adds the address of a
+// section to the section's own, which is 0 in a relocatable file; that of a segment is
+// where it is.
 func (e *Engine) librariesXML(ctx context.Context, _ string) ([]byte, error) {
 	p, _, err := e.current(ctx)
 	if err != nil {
@@ -155,6 +156,9 @@ func (e *Engine) librariesXML(ctx context.Context, _ string) ([]byte, error) {
 	out := []byte("<library-list>")
 	for _, l := range e.target.Symbols.Libraries(p.pid) {
 		out = append(appendXML(append(out, `<library name="`...), l.Path), `">`...)
+		for _, a := range l.Segments {
+			out = fmt.Appendf(out, `<segment address="%#x"/>`, a)
+		}
 		for _, a := range l.Sections {
 			out = fmt.Appendf(out, `<section address="%#x"/>`, a)
 		}

@@ -194,10 +194,24 @@ func (f *Files) frames(out []gdbserver.Library, m *machine.Machine, k *linux.Ker
 		f.log.Warn("no frame information for assembly; backtraces through it may be wrong",
 			"machine", m.Name, "error", err)
 	}
+	return f.linked(out, m, path, 0)
+}
+
+// linked appends a file with PT_LOADs that is so far from where it was linked; without a
+// path nothing.
+func (f *Files) linked(out []gdbserver.Library, m *machine.Machine, path string, slide uint64) []gdbserver.Library {
 	if path == "" {
 		return out
 	}
-	return append(out, gdbserver.Library{Path: path, Sections: []uint64{0}}) // its one section stays where it is
+	segments, err := debugfile.Segments(path)
+	if err != nil {
+		f.log.Warn("file for gdb", "machine", m.Name, "file", path, "error", err)
+		return out
+	}
+	for i := range segments {
+		segments[i] += slide
+	}
+	return append(out, gdbserver.Library{Path: path, Segments: segments})
 }
 
 // own gives a module's file a path of its own for each machine. gdb 13 shares
@@ -324,16 +338,12 @@ func (f *Files) Libraries(pid int) []gdbserver.Library {
 	}
 	_, others := f.images(m, k)
 	for _, i := range others {
-		sections, err := debugfile.AllocSections(i.Path)
-		path := ""
-		if err == nil {
-			path, err = f.own(m, i.Path)
-		}
+		path, err := f.own(m, i.Path)
 		if err != nil {
 			f.log.Warn("image", "machine", m.Name, "file", i.Path, "error", err)
 			continue
 		}
-		out = append(out, gdbserver.Library{Path: path, Sections: slices.Repeat([]uint64{i.Slide}, len(sections))})
+		out = f.linked(out, m, path, i.Slide)
 	}
 	return out
 }
@@ -379,21 +389,12 @@ func (f *Files) modules(m *machine.Machine, k *linux.Kernel) []gdbserver.Library
 
 // fromMemory appends a module as the kernel knows it.
 func (f *Files) fromMemory(out []gdbserver.Library, m *machine.Machine, made *kernelfile.Modules, mod *linux.Module) []gdbserver.Library {
-	sections := 0
-	for _, r := range mod.Regions {
-		if r.Size != 0 {
-			sections++
-		}
-	}
 	path, err := f.made(m, mod.Name+".ko", fmt.Sprintf("%s %#x", m.Name, mod.Base),
 		func(w io.Writer) ([]string, error) { return made.Write(mod, w) })
 	if err != nil {
 		f.log.Info("module", "name", mod.Name, "error", err)
 	}
-	if path == "" {
-		return out
-	}
-	return append(out, gdbserver.Library{Path: path, Sections: make([]uint64, sections)})
+	return f.linked(out, m, path, 0)
 }
 
 // nowhere is where sections go that were freed after the module's start: gdb

@@ -222,8 +222,8 @@ func TestTaskThreadEnds(t *testing.T) {
 	if _, known := regs.Get("rax"); known {
 		t.Error("rax is known: nothing has saved it")
 	}
-	if r := c.cmd(fmt.Sprintf("vCont;s:%s;c", id)); !strings.HasPrefix(r, "E.thread ") {
-		t.Errorf("step of a task: %q", r)
+	if r := c.cmd(fmt.Sprintf("vCont;s:%s;c", id)); r != "T00thread:"+id+";" || !strings.Contains(c.console.String(), "does not run now") {
+		t.Errorf("step of a task: %q, %q", r, c.console.String())
 	}
 
 	c.resume("c")
