@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -125,7 +126,8 @@ func TestMemorySources(t *testing.T) {
 		{"file", backend("q35", "64M", "memory-backend-file,share=on,mem-path=DIR/ram"), "shared file DIR/ram", true},
 		{"deleted", backend("q35", "64M", "memory-backend-file,share=on,mem-path=DIR"), "deleted file of process PID through /proc/PID/fd/", true},
 		{"memfd", backend("q35", "64M", "memory-backend-memfd,share=on"), "memfd of process PID through /proc/PID/fd/", true},
-		{"shared anonymous", backend("q35", "64M", "memory-backend-ram,share=on"), "shared memory of process PID through /proc/PID/map_files/|process_vm_readv of process PID", true},
+		{"shared anonymous", backend("q35", "64M", "memory-backend-ram,share=on"), "shared memory of process PID through /proc/PID/map_files/|process_vm_readv of process PID|" +
+			"memfd of process PID through /proc/PID/fd/", true}, // the last with QEMU 10
 		{"private file", backend("q35", "64M", "memory-backend-file,share=off,mem-path=DIR/ram"), "process_vm_readv of process PID", false},
 		{"anonymous", []string{"-M", "q35", "-m", "64M"}, "process_vm_readv of process PID", false},
 		{"microvm 5G", backend("microvm", "5G", "memory-backend-file,share=on,mem-path=DIR/ram"), "shared file DIR/ram", true},
@@ -141,12 +143,11 @@ func TestMemorySources(t *testing.T) {
 				t.Errorf("problems: %q", p)
 			}
 			want := strings.NewReplacer("DIR", q.dir, "PID", fmt.Sprint(q.cmd.Process.Pid)).Replace(tt.source)
-			first, second, _ := strings.Cut(want, "|")
 			got := m.RAM().Source()
-			if !strings.HasPrefix(got, first) && got != second {
+			if !slices.ContainsFunc(strings.Split(want, "|"), func(w string) bool { return strings.HasPrefix(got, w) }) {
 				t.Errorf("source %q, want %q", got, want)
 			}
-			if hasFile := m.RAM().File() != ""; hasFile != tt.file && got != second {
+			if hasFile := m.RAM().File() != ""; hasFile != (tt.file && !strings.HasPrefix(got, "process_vm_readv")) {
 				t.Errorf("file %q", m.RAM().File())
 			}
 			checkEdges(t, m)

@@ -1,6 +1,6 @@
 // Labtests runs the tests on nested guests:
 //
-//	labtests [-programs SUITE] DIRECTORY [GO TEST FLAGS]
+//	labtests [-programs SUITE] PACKAGE... [GO TEST FLAGS]
 //
 // With -programs the QEMU and the gdb of the tests are those of another suite of
 // Debian, which are not installed.
@@ -31,7 +31,7 @@ import (
 
 func main() {
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: labtests [-programs SUITE] DIRECTORY [GO TEST FLAGS]")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: labtests [-programs SUITE] PACKAGE... [GO TEST FLAGS]")
 	}
 	programs := flag.String("programs", "", "")
 	flag.Parse()
@@ -44,7 +44,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "labtests:", err)
 		os.Exit(1)
 	}
-	s := suite{out: os.Stdout, run: goTest(flag.Arg(0), flag.Args()[1:])}
+	s := suite{out: os.Stdout, run: goTest(flag.Args())}
 	ok := s.all()
 	fmt.Printf("labtests: %.0f s\n", time.Since(begin).Seconds())
 	if !ok {
@@ -75,15 +75,15 @@ func useSuite(name string) error {
 	return os.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 }
 
-// goTest returns what runs the tests of a directory, or those of these names, and
-// hands over what "go test -json" prints.
-func goTest(dir string, flags []string) func(names []string, each func(event)) error {
+// goTest returns what runs the tests of packages, or those of these names, and hands
+// over what "go test -json" prints.
+func goTest(args []string) func(names []string, each func(event)) error {
 	tool := os.Getenv("GO")
 	if tool == "" {
 		tool = "go"
 	}
 	return func(names []string, each func(event)) error {
-		args := append([]string{"test", "-json", "-timeout=40m", "-count=1", dir}, flags...)
+		args := append([]string{"test", "-json", "-timeout=40m", "-count=1"}, args...)
 		if names != nil {
 			args = append(args, "-run", "^("+strings.Join(names, "|")+")$")
 		}
