@@ -288,6 +288,8 @@ class Stops:
         for (pc, _), context in zip(frames[1:], contexts[1:]):
             if pc < KERNEL or context == "entry" and pc in self.gaps.starts:
                 continue
+            if function_at(pc - 1)[0] == self.gaps.fork == "ret_from_fork_asm":
+                continue  # below what it calls the stack ends, but not where it goes on
             places = [pc] if context == "entry" else [pc, pc - function_at(pc - 1)[1] - 1]
             self.places[context] += [p for p in places if p not in self.places[context]]
 
