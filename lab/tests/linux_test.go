@@ -315,8 +315,11 @@ func checkSym(t *testing.T, l *lab.Lab, name string) {
 func checkSize(t *testing.T, module string, addr uint64, size *uint64, places []uint64) {
 	t.Helper()
 	next := sort.Search(len(places), func(i int) bool { return places[i] > addr })
-	if size == nil || module == "" && *size != places[next]-addr {
-		t.Errorf("%#x [%s]: size %v, the next symbol is at %#x", addr, module, size, places[next])
+	switch {
+	case size == nil:
+		t.Errorf("%#x [%s]: no size", addr, module)
+	case module == "" && *size != places[next]-addr:
+		t.Errorf("%#x: size %#x, the next symbol is at %#x", addr, *size, places[next])
 	}
 }
 
