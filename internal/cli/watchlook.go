@@ -95,6 +95,9 @@ func (w *watching) look(ctx context.Context) ([]watch.Incident, error) {
 	if err != nil {
 		return nil, err
 	}
+	if w.trap.waits(running) {
+		return nil, nil
+	}
 	// The event says more than the state that came of it.
 	found := append(w.late(ctx), w.watcher.State(state)...)
 	var seen []watch.Machine

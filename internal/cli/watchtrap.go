@@ -177,8 +177,9 @@ func (t *trapper) stop(ctx context.Context) bool {
 	if t == nil || !t.held || t.elsewhere {
 		return false
 	}
+	t.poll()
 	if !t.runs {
-		return true
+		return t.held && !t.elsewhere
 	}
 	t.asked = true
 	if err := t.d.Interrupt(); err != nil {
@@ -201,9 +202,29 @@ func (t *trapper) stood(ctx context.Context) time.Time {
 	return t.since
 }
 
+// poll takes the end of a Continue, if that has ended.
+func (t *trapper) poll() {
+	select {
+	case c := <-t.done:
+		t.take(c)
+	default:
+	}
+}
+
+// waits reports whether the machine has stopped at a breakpoint, as far as known: what a
+// look shows of it then is of that, and found says more.
+func (t *trapper) waits(running bool) bool {
+	if t == nil {
+		return false
+	}
+	t.poll()
+	return t.hit != nil || t.runs && !running
+}
+
 // take takes the end of a Continue.
 func (t *trapper) take(c continued) {
 	t.cancel()
+	t.d.ForgetInterrupt()
 	t.runs, t.since = false, time.Now()
 	switch {
 	case c.err != nil:
@@ -233,11 +254,7 @@ func (t *trapper) found(ctx context.Context) ([]watch.Incident, error) {
 	if t == nil {
 		return nil, nil
 	}
-	select {
-	case c := <-t.done:
-		t.take(c)
-	default:
-	}
+	t.poll()
 	stop := t.hit
 	if t.hit = nil; stop == nil {
 		return nil, nil

@@ -38,3 +38,7 @@ func (d *Debugger) ContinuePast(ctx context.Context, stop *Stop) (*Stop, error) 
 	}
 	return d.Continue(ctx)
 }
+
+// ForgetInterrupt drops an Interrupt that came when the machine had stopped already: it is
+// not for what runs next.
+func (d *Debugger) ForgetInterrupt() { d.interrupt.take() }

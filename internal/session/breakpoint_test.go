@@ -29,6 +29,11 @@ func TestOwnBreakpoints(t *testing.T) {
 	if err := d.SetBreakpoints(t.Context(), at(text+0x203)); err != nil {
 		t.Fatal(err)
 	}
+	if err := d.Interrupt(); err != nil { // too late
+		t.Fatal(err)
+	}
+	s.interrupted = false // as QEMU has it, while it stands
+	d.ForgetInterrupt()
 	done := s.cpus[0].done
 	stop, err = d.ContinuePast(t.Context(), stop)
 	checkStop(t, stop, err, "l1.0 signal 5 at +0x203")
