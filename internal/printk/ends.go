@@ -90,16 +90,46 @@ func (w *walk) reached(id uint64) bool {
 }
 
 // misplaced reports whether the descriptor of an id that is not there is one that the
-// kernel never made. It has the id that had its place before, while it is being
-// reserved; a newer one, if the guest ran on; or was never used.
-func (w *walk) misplaced(id uint64) (bool, error) {
+// kernel never made. It may have the id that had its place before, or none, while it is
+// being reserved; and a newer one, if the guest ran on.
+func (w *walk) misplaced(id uint64) (bad, unused bool, err error) {
 	v, err := w.stateVar(id)
 	got := v & idMask
 	switch {
-	case err != nil || v == 0 || got == id || got == (id-w.countMask-1)&idMask:
-		return false, err
-	case got&w.countMask == id&w.countMask && (got-id)&idMask < maxAhead:
-		return !w.reached(got), nil
+	case err != nil || got == id:
+		return false, false, err
+	case v == 0 || got == (id-w.countMask-1)&idMask:
+		return false, true, nil
+	case got&w.countMask == id&w.countMask && (w.head-got)&idMask >= maxAhead && (got-id)&idMask < maxAhead:
+		return !w.reached(got), false, nil
 	}
-	return true, nil
+	return true, false, nil
+}
+
+// gap counts ids at one end of the log whose descriptors are not theirs.
+type gap struct{ bad, unused int }
+
+// reserving is how many records may be in the making, one for each CPU that prints;
+// ours. Nobody has seen more.
+const reserving = 64
+
+// at notes an id that is not there.
+func (g *gap) at(w *walk, id uint64) error {
+	bad, unused, err := w.misplaced(id)
+	if bad {
+		g.bad++
+	}
+	if unused {
+		g.unused++
+	}
+	return err
+}
+
+// lost is how many of them were overwritten. What was never used is missing only where
+// no record is there at all, or more follow the last than can be in the making.
+func (g gap) lost(any bool) int {
+	if any && g.unused <= reserving {
+		return g.bad
+	}
+	return g.bad + g.unused
 }

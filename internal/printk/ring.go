@@ -160,7 +160,7 @@ var (
 // says that seq is meant: what is missing before the first record is lost.
 func (w *walk) from(start, seq uint64, exact bool) Batch {
 	b := Batch{Next: seq, Problems: w.problems}
-	strange := 0 // ids at either end whose descriptors were overwritten
+	var missing gap // behind the last record so far
 	// The texts of real records do not overlap, so all together are not longer
 	// than the ring, but for what changes during the walk.
 	text, limit := uint64(0), 2*(w.sizeMask+1)
@@ -174,10 +174,8 @@ func (w *walk) from(start, seq uint64, exact bool) Batch {
 			if !w.lenient || w.mended {
 				continue
 			}
-			if bad, err := w.misplaced(start); err != nil && !b.problem(0, err) {
+			if err := missing.at(w, start); err != nil && !b.problem(0, err) {
 				return b
-			} else if bad {
-				strange++
 			}
 		case err != nil:
 			if !b.problem(rec.Seq, err) {
@@ -186,9 +184,9 @@ func (w *walk) from(start, seq uint64, exact bool) Batch {
 		case !exact || rec.Seq >= b.Next:
 			if !exact {
 				exact, b.Next = true, rec.Seq
-				b.overwritten(rec.Seq-uint64(strange), strange)
+				b.overwritten(rec.Seq, missing.bad)
 			}
-			strange = 0
+			missing = gap{}
 			if text += uint64(len(rec.Text)); text > limit {
 				b.problem(rec.Seq, fmt.Errorf("%w: more text than the ring holds", ErrCorrupt))
 				return b
@@ -196,14 +194,14 @@ func (w *walk) from(start, seq uint64, exact bool) Batch {
 			b.add(rec)
 		}
 	}
-	b.overwritten(b.Next, strange)
+	b.overwritten(b.Next, missing.lost(exact))
 	return b
 }
 
-// overwritten notes that descriptors at an end of the log were.
-func (b *Batch) overwritten(first uint64, count int) {
+// overwritten notes that descriptors of records before or behind number at are.
+func (b *Batch) overwritten(at uint64, count int) {
 	if count > 0 {
-		b.problem(first, fmt.Errorf("%w: the descriptors of %d records are overwritten", ErrCorrupt, count))
+		b.problem(at, fmt.Errorf("%w: the descriptors of %d records next to it are overwritten", ErrCorrupt, count))
 	}
 }
 

@@ -351,6 +351,27 @@ func TestRingEnds(t *testing.T) {
 	}
 }
 
+// TestRingElsewhere: a ring whose descriptors are not where they were has no records, or
+// few, which is said.
+func TestRingElsewhere(t *testing.T) {
+	for name, edit := range map[string]func(f *fakeRing){
+		"descriptors in zeros":  func(f *fakeRing) { f.put64(ringBase+8, f.data+f.size/2) },
+		"descriptors nearby":    func(f *fakeRing) { f.put64(ringBase+8, f.descs+24) },
+		"fewer descriptors":     func(f *fakeRing) { f.put32(ringBase, 2) },
+		"only two descriptors":  func(f *fakeRing) { f.put32(ringBase, 1) },
+		"many more descriptors": func(f *fakeRing) { f.put32(ringBase, 5) },
+	} {
+		f := newFakeRing(4, 14)
+		for n := range 10 {
+			f.add(fmt.Sprint(n))
+		}
+		edit(f)
+		if b := read(t, f.ring()); len(b.Records) < 10 && len(b.Lost)+len(b.Problems) == 0 {
+			t.Errorf("%s: %s", name, texts(b))
+		}
+	}
+}
+
 // Descriptors that are nowhere: all of them problems, but not endless ones.
 func TestManyProblems(t *testing.T) {
 	f := newFakeRing(3, 9)
