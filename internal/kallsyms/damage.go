@@ -90,9 +90,10 @@ func (f *finder) roughMarkers(at, blocks, word int) []int {
 func markedNames(t *tokens, data []byte, count int, markers []int) (*names, error) {
 	n := &names{tokens: t, count: count, start: make([]uint32, 0, count/startStep+1), lost: make(map[int]bool)}
 	check := newNameChecker(t)
-	walk := func(block, from int) (ends []int, leads bool) {
-		ends, err := check.names(data, from, min(markerStep, count-block*markerStep))
-		if err != nil {
+	var room [2][markerStep]int // for a block and the one behind it
+	walk := func(block, from int, room []int) (ends []int, leads bool) {
+		ends = room[:min(markerStep, count-block*markerStep)]
+		if check.names(data, from, ends) != nil {
 			return nil, false
 		}
 		end := ends[len(ends)-1]
@@ -103,9 +104,9 @@ func markedNames(t *tokens, data []byte, count int, markers []int) (*names, erro
 	}
 	from := 0
 	for block := range markers {
-		ends, leads := walk(block, from)
+		ends, leads := walk(block, from, room[0][:])
 		if !leads && ends != nil && block+1 < len(markers) {
-			_, leads = walk(block+1, ends[len(ends)-1])
+			_, leads = walk(block+1, ends[len(ends)-1], room[1][:])
 		}
 		if leads {
 			n.add(data[from:ends[0]])

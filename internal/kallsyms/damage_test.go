@@ -159,3 +159,19 @@ func TestTokenTooMany(t *testing.T) {
 		table[at] = was
 	}
 }
+
+// A number of symbols that is too low is not the end of the table: the names say how
+// many there are.
+func TestReadWrongCount(t *testing.T) {
+	symbols, m := build(1500, kallsymstest.Configs()[8])
+	for _, less := range []byte{1, 200} { // within the last block
+		image := *m
+		image.Bytes = bytes.Clone(m.Bytes)
+		image.Bytes[m.NumSyms-m.Base] -= less
+		table, err := kallsyms.Read(&virt{image: &image}, hints(m))
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkTable(t, table, symbols)
+	}
+}

@@ -155,17 +155,16 @@ func (c *nameChecker) name(data []byte, at int) (int, error) {
 	return end, nil
 }
 
-// names checks count names from offset at on, and returns their ends.
-func (c *nameChecker) names(data []byte, at, count int) ([]int, error) {
-	ends := make([]int, count)
+// names checks as many names from offset at on as ends has room for, which it fills.
+func (c *nameChecker) names(data []byte, at int, ends []int) error {
 	for i := range ends {
 		end, err := c.name(data, at)
 		if err != nil {
-			return nil, fmt.Errorf("symbol %d %w", i, err)
+			return fmt.Errorf("symbol %d %w", i, err)
 		}
 		ends[i], at = end, end
 	}
-	return ends, nil
+	return nil
 }
 
 // newNames splits and checks the count names at the start of data, which it

@@ -85,7 +85,7 @@ func checkedNames(t *tokens, data []byte, count int) (*names, error) {
 	at, markers, ok := markersIn(data, count)
 	switch {
 	case ok && err == nil && n.agree(markers):
-		return n, nil
+		return wholeNames(t, data[:at], n)
 	case ok:
 		return markedNames(t, data[:at], count, markers)
 	}
@@ -93,6 +93,22 @@ func checkedNames(t *tokens, data []byte, count int) (*names, error) {
 		return mended, nil
 	}
 	return n, err
+}
+
+// wholeNames is n if its names fill data. If they do not, num_syms is too low, and the
+// names themselves say how many there are.
+func wholeNames(t *tokens, data []byte, n *names) (*names, error) {
+	check, end, count := newNameChecker(t), len(n.data), n.count
+	for ; end < len(data) && !isPadding(data[end:]); count++ {
+		var err error
+		if end, err = check.name(data, end); err != nil {
+			return nil, fmt.Errorf("there are more than %d symbols, and the next %w", count, err)
+		}
+	}
+	if count == n.count {
+		return n, nil
+	}
+	return newNames(t, data, count)
 }
 
 // readTokens reads token_table and requires that token_index agrees with it, but for
