@@ -131,12 +131,12 @@ type limits struct {
 func questions() []*question {
 	return []*question{
 		{name: "find", count: 300, fresh: true, ask: askFind, most: limits{refused: 20, other: 10, shorter: 4}},
-		{name: "kallsyms", count: 300, fresh: true, ask: askSymbols, most: limits{refused: 30, other: 50, shorter: 4}},
-		{name: "BTF", count: 300, fresh: true, ask: askTypes, most: limits{refused: 20, other: 50, shorter: 4}},
-		{name: "log", count: 3000, ask: askLog, most: limits{refused: 20, other: 250, shorter: 2}},
-		{name: "tasks", count: 3100, ask: askTasks, most: limits{refused: 4, other: 25, shorter: 1}},
+		{name: "kallsyms", count: 300, fresh: true, ask: askSymbols, most: limits{refused: 40, other: 50, shorter: 4}},
+		{name: "BTF", count: 300, fresh: true, ask: askTypes, most: limits{refused: 40, other: 50, shorter: 4}},
+		{name: "log", count: 3000, ask: askLog, most: limits{refused: 25, other: 250, shorter: 1}},
+		{name: "tasks", count: 3100, ask: askTasks, most: limits{refused: 4, other: 30, shorter: 1}},
 		{name: "modules", count: 2500, ask: askModules, most: limits{refused: 80, other: 600, shorter: 1}},
-		{name: "stacks", count: 500, ask: askStacks, most: limits{refused: 10, other: 20, shorter: 20}},
+		{name: "stacks", count: 500, ask: askStacks, most: limits{refused: 10, other: 50, shorter: 20}},
 	}
 }
 
