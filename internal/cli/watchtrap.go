@@ -229,7 +229,7 @@ func (t *trapper) take(c continued) {
 	switch {
 	case c.err != nil:
 		t.letGo()
-		if !errors.Is(c.err, session.ErrGone) {
+		if !errors.Is(c.err, session.ErrGone) && !errors.Is(c.err, context.Canceled) { // the watch ends
 			t.w.log().Warn("breakpoints on panic", "error", c.err)
 		}
 	case c.stop.Trap != nil:
