@@ -18,7 +18,7 @@ BOCHS_TESTS = ./lab/bochstests
 SUITE       = trixie
 SUITE_UNITS = ./internal/qemu ./internal/memfile ./internal/gdbserver
 SUITE_TESTS = StatusAgreesWithTheGuests|OneCPUIsInOneLayer|EveryLayerIsConsistent|StepsStayInLayer|ForeignHits|$\
-	WatchpointPerMachine|TrapsOfEveryVM|GDBSessions|TaskThreads|BothRoadsToEveryPage|EveryByteOfThePattern|$\
+	WatchpointPerMachine|TrapsOfEveryKind|GDBSessions|TaskThreads|BothRoadsToEveryPage|EveryByteOfThePattern|$\
 	OfflineAnswersAsTheMachine|WatchEvents|UnwindStops
 unit_tests  = $$($(GO) list ./... | grep -vE '/lab/(bochs)?tests$$')
 

@@ -212,13 +212,14 @@ func (a *app) open(ctx context.Context) error {
 // of it. A server that nobody has attached anything with, or no longer, has none.
 func (a *app) stands() bool { return a.debugger != nil && a.debugger.Holds() }
 
-// look opens the target and looks at it, unless the gdb server did and nothing ran since.
+// look opens the target and looks at it, unless the gdb server did with success and
+// nothing ran since.
 func (a *app) look(ctx context.Context, effort session.Effort) error {
 	if err := a.open(ctx); err != nil {
 		return err
 	}
 	if a.stands() {
-		return nil
+		return a.debugger.Refresh(ctx)
 	}
 	_, err := a.session.Look(ctx, effort)
 	if err == nil {
