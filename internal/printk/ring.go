@@ -161,6 +161,7 @@ var (
 func (w *walk) from(start, seq uint64, exact bool) Batch {
 	b := Batch{Next: seq, Problems: w.problems}
 	var missing gap // behind the last record so far
+	back := 0       // records whose number is below that of one before
 	// The texts of real records do not overlap, so all together are not longer
 	// than the ring, but for what changes during the walk.
 	text, limit := uint64(0), 2*(w.sizeMask+1)
@@ -192,7 +193,12 @@ func (w *walk) from(start, seq uint64, exact bool) Batch {
 				return b
 			}
 			b.add(rec)
+		case w.lenient:
+			back++
 		}
+	}
+	if back > 0 {
+		b.problem(0, fmt.Errorf("%w: the numbers of %d records are below that of one before them", ErrCorrupt, back))
 	}
 	b.overwritten(b.Next, missing.lost(exact))
 	return b

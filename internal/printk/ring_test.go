@@ -133,7 +133,7 @@ func TestStates(t *testing.T) {
 			"0:a | 1:b | 2:c\x00\x00\x00\x00\x00\x00\x00 | 3:d | next 4",
 			"1:b | 2:c\x00\x00\x00\x00\x00\x00\x00 | 3:d | next 4"},
 		{"seq goes back", func(f *fakeRing, id uint64) { f.put64(f.info(id), 0) },
-			"0:a | 1:b | 3:d | lost 2-2 | next 4", "1:b | 3:d | lost 2-2 | next 4"},
+			"0:a | 1:b | 3:d | lost 2-2 | kernel log corrupt: the numbers of 1 records are below that of one before them | next 4", "1:b | 3:d | lost 2-2 | next 4"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -355,6 +355,7 @@ func TestRingEnds(t *testing.T) {
 // few, which is said.
 func TestRingElsewhere(t *testing.T) {
 	for name, edit := range map[string]func(f *fakeRing){
+		"a number too high":     func(f *fakeRing) { f.put64(f.info(f.tail+1), 1<<60) },
 		"descriptors in zeros":  func(f *fakeRing) { f.put64(ringBase+8, f.data+f.size/2) },
 		"descriptors nearby":    func(f *fakeRing) { f.put64(ringBase+8, f.descs+24) },
 		"fewer descriptors":     func(f *fakeRing) { f.put32(ringBase, 2) },
