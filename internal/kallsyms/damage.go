@@ -56,7 +56,8 @@ func roughNames(t *tokens, data []byte, count int) (*names, bool) {
 }
 
 // roughMarkers reads the markers of so many blocks at offset at if most of them can be
-// such; the first has to be zero, and one of the next two right.
+// such; the first has to be zero, and one of the next two right. The next call
+// overwrites them.
 func (f *finder) roughMarkers(at, blocks, word int) []int {
 	if blocks < 2 || at+word*blocks > len(f.image) || f.word(at, word) != 0 {
 		return nil
@@ -69,7 +70,7 @@ func (f *finder) roughMarkers(at, blocks, word int) []int {
 	if !soon {
 		return nil
 	}
-	run := make([]int, 1, min(blocks, 16))
+	run := append(f.rough[:0], 0)
 	for wrong := 0; len(run) < blocks; {
 		f.work--
 		v, last := f.word(at+word*len(run), word), uint64(run[len(run)-1])
@@ -80,6 +81,7 @@ func (f *finder) roughMarkers(at, blocks, word int) []int {
 			}
 		}
 		run = append(run, int(min(v, maxNames)))
+		f.rough = run
 	}
 	return run
 }

@@ -33,6 +33,7 @@ type finder struct {
 	image []byte
 	base  uint64
 	work  int
+	rough []int // what roughMarkers read
 }
 
 // Find searches a kernel image for the tables. image is the kernel's memory

@@ -1,6 +1,9 @@
 package kallsyms
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // nameRegion is where the names are, as offsets in the image.
 type nameRegion struct {
@@ -148,7 +151,7 @@ func (f *finder) damagedNamesWith(at int, markers []int, word int, t *tokens) (n
 				}
 				f.work -= int(count)
 				if _, err := markedNames(t, f.image[names:at], int(count), markers); err == nil {
-					return nameRegion{numSyms, names, at, int(count), markers}, true
+					return nameRegion{numSyms, names, at, int(count), slices.Clone(markers)}, true
 				}
 			}
 		}

@@ -86,3 +86,15 @@ func BenchmarkAt(b *testing.B) {
 		i += 7919
 	}
 }
+
+// A table whose number of symbols is wrong is searched in vain, in all ways.
+func BenchmarkFindNothing(b *testing.B) {
+	_, m, _ := benchmarkTable(b)
+	m.Bytes[m.NumSyms-m.Base+3] = 0x7f
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := kallsyms.Find(m.Bytes, base); err == nil {
+			b.Fatal("found")
+		}
+	}
+}
