@@ -130,7 +130,7 @@ type limits struct {
 // of the table now is one with which a stack can end.
 func questions() []*question {
 	return []*question{
-		{name: "find", count: 300, fresh: true, ask: askFind, most: limits{refused: 20, other: 10, shorter: 4}},
+		{name: "find", count: 300, fresh: true, ask: askFind, most: limits{refused: 30, other: 10, shorter: 4}},
 		{name: "kallsyms", count: 300, fresh: true, ask: askSymbols, most: limits{refused: 40, other: 50, shorter: 4}},
 		{name: "BTF", count: 300, fresh: true, ask: askTypes, most: limits{refused: 40, other: 50, shorter: 4}},
 		{name: "log", count: 3000, ask: askLog, most: limits{refused: 25, other: 250, shorter: 1}},
