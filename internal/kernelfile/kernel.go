@@ -33,8 +33,12 @@ func kernel(k *linux.Kernel) (f *symfile.File, problems []string, err error) {
 		unit.PerCPU = &perCPU
 	}
 	typer, typerErr := k.NewVariableTyper()
-	if unit.Symbols, err = symbols(k, unit.PerCPU, typer); err != nil {
+	var damage string
+	if unit.Symbols, damage, err = symbols(k, unit.PerCPU, typer); err != nil {
 		return nil, nil, err
+	}
+	if damage != "" {
+		problems = append(problems, "symbols: "+damage)
 	}
 	if unit.BTF, err = k.RawBTF(); err != nil {
 		missing("types", err)
@@ -45,6 +49,8 @@ func kernel(k *linux.Kernel) (f *symfile.File, problems []string, err error) {
 	}
 	if unit.Unwind, err = k.Unwind(); err != nil {
 		missing("call frames", err)
+	} else if damage := unit.Unwind.Damage(); damage != "" {
+		problems = append(problems, "call frames: "+damage)
 	}
 	f = &symfile.File{Arch: k.Arch(), BuildID: buildID(k.BuildID), Sections: sections(uint64(k.TextVA), k.Size, boundsIn(unit.Symbols)), Units: []symfile.Unit{unit}, Code: k,
 		Ends: []mem.Range{k.UserRange()}} // as in Frames
@@ -141,13 +147,13 @@ func buildID(text string) []byte {
 // symbols are those of kallsyms that have an address. Of absolute ones only those of
 // per-CPU variables count: before Linux 6.15 that number and a CPU's offset are where its
 // copy is. gdb takes no address for one of an absolute symbol's. typer, which may be nil,
-// hears of them all.
-func symbols(k *linux.Kernel, perCPU *mem.Range, typer *linux.VariableTyper) ([]symfile.Symbol, error) {
+// hears of them all. damage says which are missing, empty if none are known to be.
+func symbols(k *linux.Kernel, perCPU *mem.Range, typer *linux.VariableTyper) (out []symfile.Symbol, damage string, err error) {
 	table, err := k.Symbols()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	out := make([]symfile.Symbol, 0, table.Len())
+	out = make([]symfile.Symbol, 0, table.Len())
 	for s := range table.All() {
 		if typer != nil {
 			typer.Add(s)
@@ -161,7 +167,7 @@ func symbols(k *linux.Kernel, perCPU *mem.Range, typer *linux.VariableTyper) ([]
 		}
 		out = append(out, symbol(s.Name, s.Addr, size, s.Type))
 	}
-	return out, nil
+	return out, table.Damage(), nil
 }
 
 // symbol is one of kallsyms, by its letter as in "nm": t is text, w weak, a capital
