@@ -22,6 +22,7 @@ import (
 	"nestdbg/internal/gdbserver"
 	"nestdbg/internal/gdbserver/gdbservertest"
 	"nestdbg/internal/report"
+	"nestdbg/internal/session"
 )
 
 // toyMonitor answers what the hook asks, for toy machines; one with a file has a kernel.
@@ -233,10 +234,16 @@ func (h held) CheckStub(context.Context) error { return h.by }
 
 // TestServeHeld: who has the gdbstub is said at once, and not when gdb attaches.
 func TestServeHeld(t *testing.T) {
-	a, out := opened(t)
-	busy := errors.New("taken by somebody")
-	a.target = held{by: busy}
-	if err := a.serve(t.Context(), "", false); !errors.Is(err, busy) || out.Len() > 0 {
-		t.Errorf("%v, %q", err, out)
+	a, _ := opened(t)
+	var said strings.Builder
+	a.errOut = &said
+	for _, err := range []error{nil, errors.New("taken by somebody"), session.ErrGone} {
+		a.target = held{by: err}
+		if got := a.sayHolder(t.Context()); (got != nil) != errors.Is(err, session.ErrGone) {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+	if want := "nestdbg: nobody can attach now: taken by somebody\n"; said.String() != want {
+		t.Errorf("said %q, want %q", &said, want)
 	}
 }

@@ -44,8 +44,7 @@ func (a *app) serve(ctx context.Context, listen string, remote bool) error {
 	if err := a.open(ctx); err != nil {
 		return err
 	}
-	// Whoever attaches would hear of it too, but gdb 13 prints no reason.
-	if err := a.target.CheckStub(ctx); err != nil {
+	if err := a.sayHolder(ctx); err != nil {
 		return err
 	}
 	if err := a.look(ctx, session.Full); err != nil {
@@ -59,6 +58,17 @@ func (a *app) serve(ctx context.Context, listen string, remote bool) error {
 	fmt.Fprintf(a.out, "listening on %s\n", l.Addr())
 	settle()
 	return a.accept(ctx, l, a.newFiles())
+}
+
+// sayHolder says who has QEMU's gdbstub. Whoever attaches hears of it too, but gdb 13
+// prints no reason. The stub may be free by then, so it is no reason not to serve.
+func (a *app) sayHolder(ctx context.Context) error {
+	err := a.target.CheckStub(ctx)
+	if err == nil || errors.Is(err, session.ErrGone) {
+		return err
+	}
+	fmt.Fprintf(a.errOut, "nestdbg: nobody can attach now: %v\n", err)
+	return nil
 }
 
 // serverGCPercent lets a third of what is in use be garbage.

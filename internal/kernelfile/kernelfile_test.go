@@ -86,8 +86,10 @@ func TestKernelSections(t *testing.T) {
 func TestModule(t *testing.T) {
 	const text, data = 0xffffffffc0400000, 0xffffffffc0500000
 	m := &linux.Module{Name: "toy", Regions: []linux.Region{
-		{Name: "text", Base: text, Size: 0x1000}, {Name: "ro_after_init"}, {Name: "data", Base: data, Size: 0x800}}}
-	want := []symfile.Section{{Name: ".text", First: text, Size: 0x1000, Exec: true},
+		{Name: "text", Base: text, Size: 0x1000}, {Name: "ro_after_init"}, {Name: "data", Base: data, Size: 0x800},
+		{Name: "rodata", Base: text - 0x2000, Size: 0x1000}}}
+	want := []symfile.Section{{Name: ".rodata", First: text - 0x2000, Size: 0x1000, Write: true}, // the lowest is the first
+		{Name: ".text", First: text, Size: 0x1000, Exec: true},
 		{Name: ".data", First: data, Size: 0x800, Write: true}}
 	if diff := cmp.Diff(want, moduleSections(m)); diff != "" {
 		t.Error(diff)

@@ -1,7 +1,9 @@
 package kernelfile
 
 import (
+	"cmp"
 	"io"
+	"slices"
 	"sync"
 
 	"nestdbg/internal/linux"
@@ -52,7 +54,9 @@ func (f *Modules) Write(m *linux.Module, w io.Writer) (problems []string, err er
 	return append(problems, texts(left)...), err
 }
 
-// moduleSections are the module's regions that are not empty.
+// moduleSections are the module's regions that are not empty, ascending: gdb 13 aborts
+// where the segments of a library are not (solib-target.c:410, "so->addr_low <=
+// so->addr_high"; seen).
 func moduleSections(m *linux.Module) []symfile.Section {
 	var out []symfile.Section
 	for i, r := range m.Regions {
@@ -61,6 +65,7 @@ func moduleSections(m *linux.Module) []symfile.Section {
 			out = append(out, symfile.Section{Name: "." + r.Name, First: uint64(r.Base), Size: r.Size, Exec: i == 0, Write: i != 0})
 		}
 	}
+	slices.SortFunc(out, func(a, b symfile.Section) int { return cmp.Compare(a.First, b.First) })
 	return out
 }
 

@@ -138,6 +138,9 @@ func TestClientDies(t *testing.T) {
 	for _, runs := range []bool{true, false} {
 		t.Run(fmt.Sprint("running ", runs), func(t *testing.T) {
 			attached(t, l, s, runs).close()
+			if runs {
+				time.Sleep(time.Second) // it runs now, and stands once more when the server notices
+			}
 			eventually(t, "the machine is let go", endLimit, func() bool { return runState(t, l) == "running" })
 			checkLeftAlone(t, l)
 		})
