@@ -218,20 +218,21 @@ func (m *monitor) drop() {
 	m.conn, m.in, m.held = nil, qmp.Parser{}, nil
 }
 
-// maxEarlyEvents bounds the events that are passed over before the greeting.
-const maxEarlyEvents = 64
+// maxEarly bounds the messages that are passed over before the greeting.
+const maxEarly = 64
 
-// receiveGreeting receives the first message that is not an event. QEMU 7.2 can
-// send an event to a client whose greeting is still to come: until it has
-// noticed the new connection, the monitor is in the mode of the last one.
+// receiveGreeting receives the greeting. QEMU 7.2 can send an event to a client whose
+// greeting is still to come: until it has noticed the new connection, the monitor is in
+// the mode of the last one. 10.0 can send it the reply to a command of the last client,
+// who gave up (seen).
 func (m *monitor) receiveGreeting(ctx context.Context, patience time.Duration) (qmp.Message, error) {
-	for range maxEarlyEvents {
+	for range maxEarly {
 		first, err := m.receive(ctx, patience)
-		if err != nil || first.Kind != qmp.Event {
+		if err != nil || first.Kind == qmp.Greeting {
 			return first, err
 		}
 	}
-	return qmp.Message{}, fmt.Errorf("%w: %d events and no greeting", ErrCorrupt, maxEarlyEvents)
+	return qmp.Message{}, fmt.Errorf("%w: %d messages and no greeting", ErrCorrupt, maxEarly)
 }
 
 // connect connects and waits for the greeting. Nothing is sent before it came:
@@ -251,9 +252,6 @@ func (m *monitor) connect(ctx context.Context) error {
 	}
 	if err != nil {
 		return m.explain(ctx, err)
-	}
-	if first.Kind != qmp.Greeting {
-		return fmt.Errorf("%w: %s before the greeting", ErrCorrupt, first.Kind)
 	}
 	m.vers = first.Version
 	_, err = m.converse(ctx, []command{{name: "qmp_capabilities"}})

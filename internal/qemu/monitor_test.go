@@ -151,12 +151,15 @@ func TestMonitorRefuses(t *testing.T) {
 }
 
 // TestMonitorStaleReply: a command that was given up is answered when its connection is
-// gone, to the next one.
+// gone, to the next one, before or behind its greeting.
 func TestMonitorStaleReply(t *testing.T) {
 	const stale = `{"return": {"a": "stale"}, "id": 3}` + "\r\n"
-	m := fakeMonitor(t, &qmptest.Server{Before: stale, Commands: map[string]qmptest.Handler{"echo": echo}})
-	m.id = 4
-	checkEcho(t, m, "now")
+	for _, s := range []*qmptest.Server{{Before: stale}, {Early: stale}} {
+		s.Commands = map[string]qmptest.Handler{"echo": echo}
+		m := fakeMonitor(t, s)
+		m.id = 4
+		checkEcho(t, m, "now")
+	}
 }
 
 // TestCutOff: a context that ends while its question is answered does not cut off the next.
