@@ -13,8 +13,8 @@ LAB_TESTS   = ./lab/tests
 BOCHS_TESTS = ./lab/bochstests
 
 # QEMU and gdb of this suite of Debian are downloaded, not installed. What depends on them
-# is tested with them too; comparing 500 stops only there, since QEMU 7.2 loses some of the
-# guests that are stopped so often.
+# is tested with them too. Comparing 500 stops only there: both lose some of the guests that
+# are stopped so often, and one such test is enough.
 SUITE       = trixie
 SUITE_UNITS = ./internal/qemu ./internal/memfile ./internal/gdbserver
 SUITE_TESTS = StatusAgreesWithTheGuests|OneCPUIsInOneLayer|EveryLayerIsConsistent|StepsStayInLayer|ForeignHits|$\

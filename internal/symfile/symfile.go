@@ -32,8 +32,8 @@ var ErrCorrupt = errors.New("corrupt input")
 
 // File is a kernel, or one or several of its modules, at runtime addresses. It
 // is written as ET_EXEC, so neither gdb nor the server has to relocate it: the
-// slide for gdb's qOffsets and the section addresses for qXfer:libraries are the
-// difference to these addresses, normally zero.
+// slide for gdb's qOffsets is the difference to these addresses, normally zero, and the
+// segment addresses for qXfer:libraries are those of the PT_LOADs.
 type File struct {
 	Arch *arch.Arch
 
@@ -44,8 +44,7 @@ type File struct {
 
 	// Sections become the first sections of the file, in this order, and one
 	// PT_LOAD each, in this order too. So the address that the server answers in
-	// "TextSeg=" is Sections[0].First, and a <library> lists len(Sections)
-	// sections.
+	// "TextSeg=" is Sections[0].First. Those of a library have to ascend.
 	Sections []Section
 
 	// Base has the kernel's types when none of Units is the kernel, that is in the

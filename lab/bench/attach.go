@@ -107,10 +107,10 @@ func sameFiles(v *view, files *session.Files) (args []string) {
 		pid := v.Number(m)
 		do("file %s", files.ExecFile(pid))
 		for _, l := range files.Libraries(pid) {
-			if at := l.Sections[0]; at != 0 {
-				do("add-symbol-file %s %#x", l.Path, at)
-			} else {
+			if len(l.Segments) > 0 { // linked where it runs
 				do("add-symbol-file %s -o 0", l.Path)
+			} else {
+				do("add-symbol-file %s %#x", l.Path, l.Sections[0])
 			}
 		}
 		slide, _ := files.Slide(pid)
