@@ -125,15 +125,15 @@ func prepareLinux(ctx context.Context, l *Lab, c cache, o Options) (files, error
 	if err != nil {
 		return files{}, err
 	}
-	agentBinary, err := readAgent(o.Agent)
-	if err != nil {
-		return files{}, err
-	}
 	l1, err := findKernel(ctx, c, o.L1Kernel, o.L1Modules, o.Progress)
 	if err != nil {
 		return files{}, err
 	}
 	vm, err := findKernel(ctx, c, o.Kernel, o.Modules, o.Progress)
+	if err != nil {
+		return files{}, err
+	}
+	agentBinary, err := readAgent(o.Agent)
 	if err != nil {
 		return files{}, err
 	}
