@@ -46,7 +46,7 @@ test: build check ## Everything: formatting, vet, unit tests, tests on real nest
 	$(took)
 
 test-kernels: build ## Stacks of other kernels against gdb: a gigabyte to download
-	@GO='$(GO)' $(GO) run ./lab/labtests -programs $(SUITE) $(LAB_TESTS) -run '^TestUnwindStops$$' -unwind=5.10,6.12,7.2
+	@GO='$(GO)' $(GO) run ./lab/labtests $(LAB_TESTS) -run '^TestUnwindStops$$' -unwind=5.10,6.12,7.2
 	$(took)
 
 test-bochs: build ## All that needs VMX, in Bochs: Linux boots for minutes there
