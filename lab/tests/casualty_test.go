@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -29,10 +30,20 @@ const pingLimit = 20 * time.Second
 // lastWords tells a guest's end in the text of its console.
 var lastWords = regexp.MustCompile(`Kernel panic - not syncing: .*|BUG: .*|Oops: .*|KVM internal error.*`)
 
+// ended reports whether a test ended a machine, or one that this is in.
+func ended(l *lab.Lab, machine string) bool {
+	return slices.ContainsFunc(suite.crashed[l], func(name string) bool {
+		return name == "l1" || machine == name || strings.HasPrefix(machine, name+".")
+	})
+}
+
 // deadByWord is what a guest of a lab said at its end; empty if all live, or ended
 // without a word.
 func deadByWord(l *lab.Lab) string {
 	for _, m := range l.Machines {
+		if ended(l, m.Name) {
+			continue
+		}
 		text, _ := os.ReadFile(m.Log)
 		if words := lastWords.Find(text); words != nil {
 			return fmt.Sprintf("%s says %q", m.Name, bytes.TrimSpace(words))
@@ -65,7 +76,7 @@ func hangs(l *lab.Lab) bool {
 // casualty says which guest of a lab is dead and how it shows; empty if all live.
 // A guest that is not asked is known by its console alone.
 func casualty(t testing.TB, l *lab.Lab, ask bool) string {
-	if why := deadByWord(l); why != "" || !ask {
+	if why := deadByWord(l); why != "" || !ask || ended(l, "l1") {
 		return why
 	}
 	if hangs(l) {
@@ -76,6 +87,9 @@ func casualty(t testing.TB, l *lab.Lab, ask bool) string {
 		return ""
 	}
 	for _, m := range l.Machines {
+		if ended(l, m.Name) {
+			continue
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), pingLimit)
 		_, err := l.Ask(ctx, m.Name, "ping")
 		cancel()
@@ -90,15 +104,18 @@ func casualty(t testing.TB, l *lab.Lab, ask bool) string {
 // whether one died. A test that lost a guest without noticing fails now.
 func autopsy(t testing.TB, l *lab.Lab) bool {
 	t.Helper()
-	if suite.crashed[l] {
-		return false
-	}
 	why := casualty(t, l, t.Failed())
 	if why == "" {
 		return false
 	}
+	bury(t, l, why)
+	return true
+}
+
+// bury fails a test for the guest that it lost, in a line for lab/labtests.
+func bury(t testing.TB, l *lab.Lab, why string) {
+	t.Helper()
 	t.Errorf("a guest of lab %s died: %s", l.Name, why)
 	name, _, _ := strings.Cut(t.Name(), "/")
 	fmt.Printf("\ncasualty: %s: lab %s: %s\n", name, l.Name, why)
-	return true
 }

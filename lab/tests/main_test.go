@@ -40,8 +40,8 @@ var suite struct {
 	binary   string // the program under test
 	labs     map[string]*sharedMachine
 	patterns map[string]*pattern // by lab and guest; see patternOf
-	// crashed are labs whose guests a test killed: no casualties of QEMU.
-	crashed map[*lab.Lab]bool
+	// crashed are the machines of labs that a test ended: no casualties of QEMU.
+	crashed map[*lab.Lab][]string
 }
 
 func TestMain(m *testing.M) {
@@ -74,7 +74,7 @@ func runAll(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	suite.labs, suite.patterns, suite.crashed = sharedLabs(), make(map[string]*pattern), make(map[*lab.Lab]bool)
+	suite.labs, suite.patterns, suite.crashed = sharedLabs(), make(map[string]*pattern), make(map[*lab.Lab][]string)
 	status := m.Run()
 	if err := undertaker(); err != nil {
 		fmt.Fprintln(os.Stderr, "end the labs:", err)

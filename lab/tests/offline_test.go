@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -443,13 +444,36 @@ func compareLost(t *testing.T, l *lab.Lab, path string) {
 // what nestdbg calls it.
 func crash(t *testing.T, l *lab.Lab, machine, name string) time.Time {
 	t.Helper()
-	suite.crashed[l] = true
+	suite.crashed[l] = append(suite.crashed[l], machine)
 	ask(t, l, machine, "crash")
 	begin := time.Now()
-	eventually(t, machine+" panics", time.Minute, func() bool {
-		return strings.Contains(nestdbg(t, on(l, "-m", name, "dmesg")...).stdout, "end Kernel panic")
+	const end = "end Kernel panic"
+	for limit := begin.Add(time.Minute); !consoleSays(t, l, machine, end); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(limit) { // by its own word: no matter what nestdbg reads
+			bury(t, l, machine+" has come to a standstill before the end of its panic")
+			t.FailNow()
+		}
+	}
+	eventually(t, machine+" has panicked", commandLimit, func() bool {
+		return strings.Contains(nestdbg(t, on(l, "-m", name, "dmesg")...).stdout, end)
 	})
 	return begin
+}
+
+// consoleSays reports whether the console of a machine of the lab has said a text.
+func consoleSays(t *testing.T, l *lab.Lab, machine, text string) bool {
+	t.Helper()
+	for _, m := range l.Machines {
+		if m.Name == machine {
+			said, err := os.ReadFile(m.Log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return bytes.Contains(said, []byte(text))
+		}
+	}
+	t.Fatalf("lab %s has no %s", l.Name, machine)
+	return false
 }
 
 // killQEMU ends QEMU with kill -9, and returns the memory file that is left for the

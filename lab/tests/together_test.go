@@ -55,6 +55,8 @@ func TestLookingWhileServing(t *testing.T) {
 	}
 	c.clearBreak(2, 0, c.reg(2, 1, "rip"), 1)
 	c.resume("c")
+	// First the server steps the guest off the breakpoint that it stood at.
+	eventually(t, "the machine runs", stopLimit, func() bool { return runState(t, l) == "running" })
 	checkLooks(t, l)
 	c.runs(100 * time.Millisecond)
 	c.interrupt()

@@ -346,7 +346,7 @@ func TestWatchTrap(t *testing.T) {
 		qmpCommand(t, l, "cont")
 		time.Sleep(time.Second)
 	}
-	suite.crashed[l] = true
+	suite.crashed[l] = []string{"vm0", "vm1"}
 	ask(t, l, "vm0", "crash")
 	n := w.crashSays(t, "has called panic")
 	stacks := kept(t, n.Saved, "-m", n.Incidents[0].Machine, "bt", "--all")
