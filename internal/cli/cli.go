@@ -36,7 +36,7 @@ func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	root.AddCommand(a.serveCommand(), a.gdbCommand(), a.exportCommand(), a.snapshotCommand(), a.reportCommand(), a.watchCommand(), newLabCommand())
 	checkArgs(root)
 	root.SetArgs(splitExamine(args))
-	err := root.ExecuteContext(ctx)
+	err := execute(ctx, root)
 	a.close()
 	if err == nil {
 		return exitDone
@@ -50,6 +50,12 @@ func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// execute runs a command, which reads files that others may shorten meanwhile.
+func execute(ctx context.Context, c *cobra.Command) (err error) {
+	defer mem.Catch(&err)()
+	return c.ExecuteContext(ctx)
 }
 
 // exitStatus is the end of a program that was started for the person, whose

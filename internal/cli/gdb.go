@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"nestdbg/internal/mem"
 	"nestdbg/internal/session"
 )
 
@@ -79,8 +80,9 @@ func (a *app) gdb(ctx context.Context, program string, args []string) error {
 
 // prepareGDB looks, while gdb starts, which takes it longer: it can connect at once,
 // and is answered when the machines are known.
-func (a *app) prepareGDB(ctx context.Context, s scripts) (*session.Files, error) {
-	err := a.look(ctx, session.Full)
+func (a *app) prepareGDB(ctx context.Context, s scripts) (files *session.Files, err error) {
+	defer mem.Catch(&err)()
+	err = a.look(ctx, session.Full)
 	if err == nil {
 		err = s.writeMachines(a.numbers())
 	}
@@ -90,7 +92,7 @@ func (a *app) prepareGDB(ctx context.Context, s scripts) (*session.Files, error)
 	case err != nil:
 		return nil, err
 	}
-	files := a.newFiles()
+	files = a.newFiles()
 	if a.debuginfod { // its servers may keep us waiting
 		settle()
 	} else {

@@ -15,6 +15,7 @@ import (
 
 	"nestdbg/internal/debugfile"
 	"nestdbg/internal/gdbserver"
+	"nestdbg/internal/mem"
 	"nestdbg/internal/session"
 )
 
@@ -140,9 +141,10 @@ func (a *app) newFiles() *session.Files {
 }
 
 // serveClient serves one connection to its end.
-func (a *app) serveClient(ctx context.Context, conn net.Conn, files *session.Files) error {
+func (a *app) serveClient(ctx context.Context, conn net.Conn, files *session.Files) (err error) {
+	defer mem.Catch(&err)()
+	defer conn.Close()
 	if _, err := a.session.Look(ctx, session.Full); err != nil {
-		conn.Close()
 		return err
 	}
 	d := session.NewDebugger(a.session, a.target.OpenStub, a.log())

@@ -12,6 +12,7 @@ import (
 
 	"nestdbg/internal/linux"
 	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
 	"nestdbg/internal/session"
 	"nestdbg/internal/watch"
 )
@@ -167,8 +168,10 @@ func (t *trapper) resume(ctx context.Context) {
 	stop := t.last
 	t.runs, t.last = true, nil
 	go func() {
-		stop, err := t.d.ContinuePast(ctx, stop)
-		t.done <- continued{stop, err}
+		var c continued
+		defer func() { t.done <- c }()
+		defer mem.Catch(&c.err)()
+		c.stop, c.err = t.d.ContinuePast(ctx, stop)
 	}()
 }
 

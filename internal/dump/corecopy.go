@@ -77,7 +77,8 @@ func (k *copier) fail(err error) {
 }
 
 // work copies windows until there are no more.
-func (k *copier) work(ctx context.Context, all uint64) error {
+func (k *copier) work(ctx context.Context, all uint64) (err error) {
+	defer mem.Catch(&err)()
 	var buf []byte
 	var list []stretch
 	for {

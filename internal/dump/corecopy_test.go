@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"nestdbg/internal/mem"
+	"nestdbg/internal/mem/memtest"
 )
 
 // notZero is a file of which only pages that are not zero may be written.
@@ -191,5 +192,29 @@ func TestCopyEnds(t *testing.T) {
 	c.Ranges = nil
 	if out, err := c.WriteRaw(t.Context(), &fileOf{}, CopyOptions{}); err == nil {
 		t.Errorf("without memory: %+v", out)
+	}
+}
+
+// TestShortenedFile: memory that is lost while it is copied ends the copy, whoever meets it.
+func TestShortenedFile(t *testing.T) {
+	c, _ := patchy()
+	c.Ranges = []mem.Range{{First: 0, Last: 8<<20 - 1}}
+	c.Memory = memtest.Shortened(t, 8<<20, 3<<20)
+	writes := map[string]func(*fileOf) error{
+		"raw": func(f *fileOf) error {
+			_, err := c.WriteRaw(context.Background(), f, CopyOptions{Workers: 3})
+			return err
+		},
+		"ELF": func(f *fileOf) error {
+			_, err := c.WriteELF(context.Background(), f, CopyOptions{Workers: 3})
+			return err
+		},
+		"kdump": func(f *fileOf) error { _, err := c.WriteKdump(f, KdumpOptions{Method: Zlib, Workers: 3}); return err },
+	}
+	for name, write := range writes {
+		var lost *mem.LostError
+		if err := write(new(fileOf)); !errors.As(err, &lost) || lost.Offset < 3<<20 {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

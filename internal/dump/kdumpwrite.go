@@ -259,7 +259,8 @@ func (k *kdumpWriter) fail(err error) {
 }
 
 // compress reads the pages of a window, and packs them.
-func (k *kdumpWriter) compress(i uint64, p *packer, buf []byte) error {
+func (k *kdumpWriter) compress(i uint64, p *packer, buf []byte) (err error) {
+	defer mem.Catch(&err)()
 	p.reset()
 	end := min((i+1)*window, k.pages())
 	for n := i * window; n < end; {

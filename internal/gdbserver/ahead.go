@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"nestdbg/internal/mem"
 	"nestdbg/internal/rsp"
 )
 
@@ -80,7 +81,7 @@ func (a *ahead) answered(ctx context.Context, core Core, r memoryRead, got int) 
 		}()
 		a.since = time.Now()
 		a.data = sized(a.data, next.size)
-		n, err := core.ReadMemory(ctx, next.pid, next.tid, a.data, next.addr)
+		n, err := readGuarded(ctx, core, next, a.data)
 		if err != nil || n != next.size {
 			return // the end of what is mapped, say: the read itself tells of it
 		}
@@ -88,4 +89,10 @@ func (a *ahead) answered(ctx context.Context, core Core, r memoryRead, got int) 
 		a.frame = rsp.AppendFrameRLE(a.frame[:0], a.reply)
 		ok = true
 	}()
+}
+
+// readGuarded reads memory on a goroutine of its own.
+func readGuarded(ctx context.Context, core Core, r memoryRead, p []byte) (n int, err error) {
+	defer mem.Catch(&err)()
+	return core.ReadMemory(ctx, r.pid, r.tid, p, r.addr)
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 
+	"nestdbg/internal/mem"
 	"nestdbg/internal/rsp"
 )
 
@@ -176,7 +177,7 @@ func (e *Engine) packet(ctx context.Context, payload []byte) {
 		e.ahead.drop()
 	}
 	e.reply, e.frame = e.reply[:0], e.frame[:0]
-	err := e.dispatch(ctx, payload)
+	err := e.guarded(ctx, payload)
 	if err != nil {
 		e.ahead.drop()
 		e.reply = append(e.reply[:0], e.errorReply(name, err)...)
@@ -189,6 +190,12 @@ func (e *Engine) packet(ctx context.Context, payload []byte) {
 		return
 	}
 	e.send(e.reply)
+}
+
+// guarded is dispatch, and it survives the end of a file that memory was mapped from.
+func (e *Engine) guarded(ctx context.Context, payload []byte) (err error) {
+	defer mem.Catch(&err)()
+	return e.dispatch(ctx, payload)
 }
 
 // send frames a payload for the client.

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 
+	"nestdbg/internal/mem"
 	"nestdbg/internal/rsp"
 )
 
@@ -46,6 +47,7 @@ func (e *Engine) Run(ctx context.Context) (r Result) {
 			actions = append(actions, Action{PID: s.PID, TID: s.TID, Hold: true})
 		}
 	}
+	defer mem.Catch(&r.err)()
 	r.stop, r.err = e.target.Resume.Resume(ctx, append(actions, e.run.actions...))
 	return r
 }

@@ -54,12 +54,14 @@ func (m *pages) readAhead(n uint64) {
 	}
 	m.ahead.Go(func() {
 		defer m.busy.Store(false)
+		var lost error // whoever needs a page will hear of it
+		defer mem.Catch(&lost)()
 		for i := range uint64(aheadPages) {
 			if m.closed.Load() {
 				return
 			}
 			if _, err := m.inflated(mem.Phys(n+aheadPages+i) * pageSize); err != nil {
-				return // whoever needs it will hear of it
+				return
 			}
 		}
 	})

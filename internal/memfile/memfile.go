@@ -85,6 +85,7 @@ func Open(path string, opt Options) (_ *File, err error) {
 	if f.data, err = unix.Mmap(int(f.file.Fd()), 0, int(f.size), unix.PROT_READ, unix.MAP_SHARED); err != nil {
 		return nil, fmt.Errorf("map: %w", err)
 	}
+	mem.Mapped(f.data, path, 0)
 	head := f.data[:min(headSize, f.size)]
 	switch {
 	case dump.IsELF(head):
@@ -105,6 +106,7 @@ func (f *File) Close() error {
 		m.close()
 	}
 	if f.data != nil {
+		mem.Unmapped(f.data)
 		errs = append(errs, unix.Munmap(f.data))
 		f.data = nil
 	}

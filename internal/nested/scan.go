@@ -93,23 +93,35 @@ func sweep(m *machine.Machine, tests []pageTest, progress Progress) [][]mem.Phys
 	results := make([][][]mem.Phys, len(pieces))
 	var next, done atomic.Uint64
 	var stopped atomic.Bool
+	work := func() (err error) {
+		defer mem.Catch(&err)()
+		s := sweeper{phys: m.Phys, tests: tests}
+		for !stopped.Load() {
+			i := next.Add(1) - 1
+			if i >= uint64(len(pieces)) {
+				return nil
+			}
+			results[i] = s.piece(pieces[i])
+			if n := done.Add(pieces[i].Size()); progress != nil && !progress(n, all) {
+				stopped.Store(true)
+			}
+		}
+		return nil
+	}
 	var workers sync.WaitGroup
+	var lost atomic.Pointer[error]
 	for range min(runtime.GOMAXPROCS(0), len(pieces)) {
 		workers.Go(func() {
-			s := sweeper{phys: m.Phys, tests: tests}
-			for !stopped.Load() {
-				i := next.Add(1) - 1
-				if i >= uint64(len(pieces)) {
-					return
-				}
-				results[i] = s.piece(pieces[i])
-				if n := done.Add(pieces[i].Size()); progress != nil && !progress(n, all) {
-					stopped.Store(true)
-				}
+			if err := work(); err != nil {
+				lost.Store(&err)
+				stopped.Store(true)
 			}
 		})
 	}
 	workers.Wait()
+	if err := lost.Load(); err != nil {
+		panic(*err) // as if there were no workers; see mem.Catch
+	}
 	hits := make([][]mem.Phys, len(tests))
 	for _, r := range results {
 		for i := range r {

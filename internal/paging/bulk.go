@@ -151,7 +151,10 @@ func (s *Space) readShared(p []byte, addr uint64) (int, error) {
 		if q.p = p[first:min(first+size, len(p))]; i == len(parts)-1 {
 			q.p = p[first:]
 		}
-		read := func() { q.n, q.err = s.readAlone(q.p, addr+uint64(first)) }
+		read := func() {
+			defer mem.Catch(&q.err)()
+			q.n, q.err = s.readAlone(q.p, addr+uint64(first))
+		}
 		if i == len(parts)-1 {
 			read()
 		} else {

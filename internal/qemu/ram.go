@@ -89,6 +89,7 @@ func (r *RAM) close() {
 
 func (p *ramPart) close() {
 	if p.data != nil {
+		mem.Unmapped(p.data)
 		unix.Munmap(p.data)
 		p.data = nil
 	}

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"nestdbg/internal/mem"
 )
 
 // openPart opens the bytes of a block that lies at the address hva of the QEMU
@@ -52,7 +54,6 @@ func (p *ramPart) mapFile(open func() (ramFile, error), offset uint64) error {
 	}
 	fi, err := f.f.Stat()
 	if err == nil && fi.Mode().IsRegular() && uint64(fi.Size()) < offset+p.size {
-		// Touching a mapping behind the end of its file is a signal, not an error.
 		err = fmt.Errorf("%s is shorter than the memory backend %s", f.path, p.name)
 	}
 	var data []byte
@@ -63,6 +64,7 @@ func (p *ramPart) mapFile(open func() (ramFile, error), offset uint64) error {
 		f.f.Close()
 		return fmt.Errorf("map %s: %w", f.path, err)
 	}
+	mem.Mapped(data, f.path, offset)
 	p.file, p.path, p.source, p.data, p.base = f.f, f.path, f.source, data, offset
 	return nil
 }

@@ -42,14 +42,18 @@ func (s *Session) peekKernel(ctx context.Context, p Peeker) ([]*arch.Registers, 
 		if err != nil || len(cpus) == 0 {
 			return nil, err
 		}
-		s.mu.Lock()
-		k := s.peekedKernel(s.root(cpus))
-		s.mu.Unlock()
-		if k != nil {
+		if s.leadToKernel(cpus) {
 			return cpus, nil
 		}
 	}
 	return nil, nil
+}
+
+// leadToKernel reports whether registers that are not of one moment lead to a kernel.
+func (s *Session) leadToKernel(cpus []*arch.Registers) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.peekedKernel(s.root(cpus)) != nil
 }
 
 // peekedKernel finds the kernel of QEMU's machine from registers that are not of one

@@ -18,6 +18,7 @@ import (
 	"nestdbg/internal/kernelfile"
 	"nestdbg/internal/linux"
 	"nestdbg/internal/machine"
+	"nestdbg/internal/mem"
 )
 
 // Files tells gdb which files describe the kernel and modules of each machine,
@@ -86,10 +87,17 @@ func (f *Files) Prepare(done func()) {
 				if ctx.Err() != nil {
 					return
 				}
-				ask()
+				guarded(ask)
 			}
 		}
 	})
+}
+
+// guarded does what somebody will do again and be told of then, if memory is lost meanwhile.
+func guarded(f func()) {
+	var lost error
+	defer mem.Catch(&lost)()
+	f()
 }
 
 func (f *Files) setKernels(k *kernelfile.Kernels) {
@@ -167,6 +175,7 @@ func (f *Files) made(m *machine.Machine, name, key string, write func(io.Writer)
 
 // create writes a file and logs what is missing in it.
 func (f *Files) create(m *machine.Machine, name, path string, write func(io.Writer) ([]string, error)) (string, error) {
+	write = caught(write)
 	out, err := os.Create(path)
 	if err != nil {
 		return "", err
@@ -180,6 +189,14 @@ func (f *Files) create(m *machine.Machine, name, path string, write func(io.Writ
 		return "", errors.Join(err, os.Remove(path))
 	}
 	return path, nil
+}
+
+// caught makes a loss of memory an error of write.
+func caught(write func(io.Writer) ([]string, error)) func(io.Writer) ([]string, error) {
+	return func(w io.Writer) (problems []string, err error) {
+		defer mem.Catch(&err)()
+		return write(w)
+	}
 }
 
 // frames appends the call-frame information that the vendor's files lack, for a

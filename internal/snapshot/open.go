@@ -99,6 +99,7 @@ func (s *Snapshot) mapRAM() (err error) {
 		if err != nil {
 			return fmt.Errorf("map %s: %w", path, err)
 		}
+		mem.Mapped(s.data, path, 0)
 	}
 	var segments []mem.Segment
 	for _, r := range s.Manifest.Ranges {
@@ -114,6 +115,7 @@ func (s *Snapshot) mapRAM() (err error) {
 func (s *Snapshot) Close() error {
 	var errs []error
 	if s.data != nil {
+		mem.Unmapped(s.data)
 		errs = append(errs, unix.Munmap(s.data))
 		s.data = nil
 	}

@@ -149,7 +149,8 @@ type copying struct {
 }
 
 // work copies chunks until there are no more.
-func (c *copying) work(ctx context.Context) error {
+func (c *copying) work(ctx context.Context) (err error) {
+	defer mem.Catch(&err)()
 	buf := make([]byte, chunkSize)
 	for {
 		i := c.next.Add(1) - 1

@@ -476,6 +476,27 @@ func consoleSays(t *testing.T, l *lab.Lab, machine, text string) bool {
 	return false
 }
 
+// checkShortened: a memory file that somebody shortens while it is debugged is an answer,
+// and not the end of the server. text is in vm0's code. Nothing is left of the file.
+func checkShortened(t *testing.T, memory string, text uint64) {
+	t.Helper()
+	s := listening(t, "-t", memory, "serve")
+	c := connect(t, s.addr)
+	c.attach(1, 2)
+	if _, err := c.readMem(2, 1, text, 4<<10); err != nil {
+		t.Errorf("vm0's code: %v", err)
+	}
+	if err := os.Truncate(memory, 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the server is still there for the second time
+		if r := c.cmd(fmt.Sprintf("m%x,1000", text)); !strings.HasPrefix(r, "E.") || !strings.Contains(r, memory+" is not readable any more at its byte") {
+			t.Errorf("behind the end of a shortened file: %.200q", r)
+		}
+	}
+	c.ok("D;1", "D;2")
+}
+
 // killQEMU ends QEMU with kill -9, and returns the memory file that is left for the
 // rest of the test.
 func killQEMU(t *testing.T, l *lab.Lab) string {
@@ -534,6 +555,7 @@ func TestCrashFromMemoryAlone(t *testing.T) {
 		t.Errorf("L1's processes are\n%s", ps)
 	}
 	checkDeadRefuses(t, memory)
+	checkShortened(t, memory, want)
 }
 
 // TestL1CrashFromMemoryAlone: the same of L1. The registers of its CPUs are gone; the

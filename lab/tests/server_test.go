@@ -24,11 +24,16 @@ type server struct {
 	status      int           // its exit status, valid when exited; -1 if a signal killed it
 }
 
-// serve starts "nestdbg serve" on a lab and waits until it listens. It is ended,
-// if it has not yet, when the test is.
+// serve starts "nestdbg serve" on a lab and waits until it listens; see start.
 func serve(t testing.TB, l *lab.Lab, args ...string) *server {
 	t.Helper()
-	s := start(t, on(l, append([]string{"serve"}, args...)...)...)
+	return listening(t, on(l, append([]string{"serve"}, args...)...)...)
+}
+
+// listening starts a server and waits until it listens.
+func listening(t testing.TB, args ...string) *server {
+	t.Helper()
+	s := start(t, args...)
 	eventually(t, "nestdbg serve listens", commandLimit, func() bool {
 		for line := range strings.Lines(s.out.String()) {
 			if at, ok := strings.CutPrefix(line, "listening on "); ok && strings.HasSuffix(at, "\n") {
