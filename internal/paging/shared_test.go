@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"nestdbg/internal/mem"
+	"nestdbg/internal/mem/memtest"
 	"nestdbg/internal/paging"
 	"nestdbg/internal/paging/pagingtest"
 )
@@ -59,5 +60,29 @@ func TestLargeReads(t *testing.T) {
 				t.Errorf("hole at %#x, from %#x: %d bytes, want %d; or they differ", hole, skip, n, stop-skip)
 			}
 		}
+	}
+}
+
+// TestLargeReadOfAShortenedFile: the fault of whichever goroutine meets it is the error of
+// the read.
+func TestLargeReadOfAShortenedFile(t *testing.T) {
+	const size, base, at = 4 << 20, 0xffff_8880_0000_0000, 16 << 20
+	tables := make([]byte, 1<<20)
+	image, err := mem.NewImage([]mem.Segment{{Data: tables}, {Base: at, Data: memtest.Shortened(t, size, 1<<20).Segments()[0].Data}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := pagingtest.New("x86-4level", writable{image, tables}, pagingtest.NewFrames(mem.Range{First: 0, Last: 1<<20 - 1}, 1))
+	for off := uint64(0); off < size; off += 4096 {
+		b.Map(base+off, at+mem.Phys(off), 4096, paging.Read)
+	}
+	s := paging.NewSpace("va", paging.X86FourLevel, image, b.Root())
+	read := func() (n int, err error) {
+		defer mem.Catch(&err)()
+		return s.ReadVirt(make([]byte, size), base)
+	}
+	var lost *mem.LostError
+	if n, err := read(); !errors.As(err, &lost) || lost.Offset < 1<<20 {
+		t.Errorf("%d bytes, %v", n, err)
 	}
 }
