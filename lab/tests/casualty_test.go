@@ -76,7 +76,13 @@ func hangs(l *lab.Lab) bool {
 // casualty says which guest of a lab is dead and how it shows; empty if all live.
 // A guest that is not asked is known by its console alone.
 func casualty(t testing.TB, l *lab.Lab, ask bool) string {
-	if why := deadByWord(l); why != "" || !ask || ended(l, "l1") {
+	why := deadByWord(l)
+	switch {
+	case ended(l, "l1"):
+		return why
+	case syscall.Kill(l.PID, 0) != nil:
+		return strings.TrimSpace("QEMU has ended, as it does when L1 is reset " + why)
+	case why != "" || !ask:
 		return why
 	}
 	if hangs(l) {

@@ -506,6 +506,7 @@ func killQEMU(t *testing.T, l *lab.Lab) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.Remove(memory) })
+	suite.crashed[l] = append(suite.crashed[l], "l1")
 	if err := syscall.Kill(l.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}

@@ -98,6 +98,7 @@ func checkQEMUKilled(t *testing.T, l *lab.Lab) {
 	waits, idle, connected := serve(t, l), serve(t, l), serve(t, l)
 	c := attached(t, l, waits, true)
 	other := connect(t, connected.addr)
+	suite.crashed[l] = append(suite.crashed[l], "l1")
 	if err := syscall.Kill(l.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
