@@ -79,9 +79,11 @@ func (a *ahead) answered(ctx context.Context, core Core, r memoryRead, got int) 
 			recover() // the read itself meets it again, and tells
 			made <- ok
 		}()
+		var lost error // the read itself tells of that, too
+		defer mem.Catch(&lost)()
 		a.since = time.Now()
 		a.data = sized(a.data, next.size)
-		n, err := readGuarded(ctx, core, next, a.data)
+		n, err := core.ReadMemory(ctx, next.pid, next.tid, a.data, next.addr)
 		if err != nil || n != next.size {
 			return // the end of what is mapped, say: the read itself tells of it
 		}
@@ -89,10 +91,4 @@ func (a *ahead) answered(ctx context.Context, core Core, r memoryRead, got int) 
 		a.frame = rsp.AppendFrameRLE(a.frame[:0], a.reply)
 		ok = true
 	}()
-}
-
-// readGuarded reads memory on a goroutine of its own.
-func readGuarded(ctx context.Context, core Core, r memoryRead, p []byte) (n int, err error) {
-	defer mem.Catch(&err)()
-	return core.ReadMemory(ctx, r.pid, r.tid, p, r.addr)
 }

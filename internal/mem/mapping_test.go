@@ -3,44 +3,20 @@ package mem_test
 import (
 	"errors"
 	"os"
-	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
 
 	"nestdbg/internal/mem"
+	"nestdbg/internal/mem/memtest"
 )
-
-// mapped is a file of 16 pages that is mapped from its second one on.
-func mapped(t *testing.T) (*os.File, []byte) {
-	t.Helper()
-	f, err := os.Create(filepath.Join(t.TempDir(), "ram"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	if err := f.Truncate(16 * 4096); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt([]byte("here"), 4096); err != nil {
-		t.Fatal(err)
-	}
-	data, err := syscall.Mmap(int(f.Fd()), 4096, 15*4096, syscall.PROT_READ, syscall.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	mem.Mapped(data, f.Name(), 4096)
-	t.Cleanup(func() {
-		mem.Unmapped(data)
-		syscall.Munmap(data)
-	})
-	return f, data
-}
 
 // TestShortenedFile: what is gone of a mapped file is an error with its place, whoever
 // touches it, and what is left is read on.
 func TestShortenedFile(t *testing.T) {
-	f, data := mapped(t)
+	f, data := memtest.Map(t, 15*4096, 4096)
+	if _, err := f.WriteAt([]byte("here"), 4096); err != nil {
+		t.Fatal(err)
+	}
 	copied := func(from int) (text string, err error) {
 		defer mem.Catch(&err)()
 		p := make([]byte, 4)

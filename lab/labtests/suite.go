@@ -10,10 +10,10 @@ import (
 
 // What is run again, at most: a nestdbg that kills guests has to fail.
 const (
-	mostFailed      = 12 // tests of the first run
-	mostUnexplained = 2  // of those, with guests that live
-	mostRounds      = 5  // runs of a test that loses its guest each time
-	passes          = 2  // that a test needs which failed with a guest that lives
+	mostFailed      = 8 // tests of the first run
+	mostUnexplained = 2 // of those, with guests that live
+	mostRounds      = 5 // runs of a test that loses its guest each time
+	passes          = 2 // that a test needs which failed with a guest that lives
 )
 
 // showLines bounds what is shown of a test that failed, from its begin and its end.
